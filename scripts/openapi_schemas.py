@@ -107,11 +107,7 @@ class Schemas:
             return self._message_value(field.message_type)
         if field.type in INTEGER_RANGES:
             return _integer_schema(field, in_request)
-        if field.type == FieldDescriptor.TYPE_BOOL:
-            return {"type": "boolean"}
-        if field.type == FieldDescriptor.TYPE_BYTES:
-            return {"type": "string", "contentEncoding": "base64"}
-        return {"type": "string"}
+        return _SCALAR_SCHEMAS.get(field.type, {"type": "string"})
 
     def _message_value(self, descriptor: Descriptor) -> Schema:
         if descriptor.full_name == TIMESTAMP:
@@ -132,6 +128,13 @@ class Schemas:
             "description": "\n".join([self._comments[enum.full_name], "", *lines]),
         }
         return {"$ref": f"#/components/schemas/{enum.full_name}"}
+
+
+_SCALAR_SCHEMAS: dict[int, Schema] = {
+    FieldDescriptor.TYPE_BOOL: {"type": "boolean"},
+    FieldDescriptor.TYPE_DOUBLE: {"type": "number"},
+    FieldDescriptor.TYPE_BYTES: {"type": "string", "contentEncoding": "base64"},
+}
 
 
 def _nullable(schema: Schema) -> Schema:

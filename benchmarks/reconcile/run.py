@@ -38,7 +38,7 @@ from tallystick_server.app.services import service_names
 from tallystick_server.reconciliation.convert import CLASSES, KINDS
 from tallystick_server.reconciliation.formats.canonical_csv import write_canonical
 from tallystick_server.reconciliation.service import SPEC
-from tallystick_storage.reconciliation.matching import ITEM_COLUMNS
+from tallystick_storage.reconciliation.ledger_items import ITEM_COLUMNS, OPEN_COLUMNS
 from tallystick_storage.reconciliation.statement_files import LINE_COLUMNS
 
 DEFAULT_LINES = 1_000_000
@@ -101,11 +101,17 @@ def seed_ledger(database_urls: DatabaseUrls, lines: int) -> None:
     """Stores the ledger's entries as if ReconciliationService had read them."""
     with psycopg.connect(database_urls.admin) as connection:
         with connection.cursor().copy(
-            f"copy reconciliation.open_item ({ITEM_COLUMNS}) from stdin"
+            f"copy reconciliation.ledger_item ({ITEM_COLUMNS}) from stdin"
         ) as copy:
             for part in parts(lines):
                 for item in part.items:
                     copy.write_row(item)
+        connection.execute(
+            f"insert into reconciliation.open_item ({OPEN_COLUMNS}) "
+            f"select {OPEN_COLUMNS} from reconciliation.ledger_item where book = %s "
+            "order by sequence, entry_number",
+            [BOOK],
+        )
         connection.execute(
             "insert into reconciliation.clearing_balance "
             "select account, currency, sum(amount), 0 from reconciliation.open_item "
@@ -114,7 +120,7 @@ def seed_ledger(database_urls: DatabaseUrls, lines: int) -> None:
         )
         connection.commit()
         connection.autocommit = True
-        connection.execute("vacuum analyze reconciliation.open_item")
+        connection.execute("vacuum analyze reconciliation.ledger_item, reconciliation.open_item")
 
 
 def break_figures(client: Client, statement_file_id: str, lines: int) -> dict[str, int]:

@@ -17,7 +17,7 @@ from tallystick_core.reconciliation.statement import (
     StatementLine,
     StatementStart,
 )
-from tallystick_storage.reconciliation.matching import ItemRow
+from tallystick_storage.reconciliation.ledger_items import ItemRow
 
 ACCOUNT = "psp/bench/clearing"
 MIN_LINES = 1_000

@@ -131,10 +131,8 @@ def _insert_lines(cloner: RowCloner) -> None:
             case when break_state is not null then 'f' || file_number || '-' || number end
         from new_line;
         insert into reconciliation.closed_item (book, sequence, entry_number, account, currency,
-            amount, kind, source_id, external_reference, effective_time, line_type, file_number,
-            match_number, is_own)
-        select book, sequence, entry_number, account, currency, amount, kind, source_id,
-            external_reference, effective_time, line_type, file_number, number, false
+            amount, file_number, match_number, is_own)
+        select book, sequence, entry_number, account, currency, amount, file_number, number, false
         from new_line where break_state is null
     """)
 
@@ -180,9 +178,14 @@ def _read_ledger(cloner: RowCloner) -> None:
     """Entries that no file has yet, the balances, and the position in the ledger."""
     cloner.connection.execute("""
         delete from reconciliation.open_item;
-        insert into reconciliation.open_item (book, sequence, entry_number, account, currency,
+        insert into reconciliation.ledger_item (book, sequence, entry_number, account, currency,
             amount, kind, source_id, external_reference, effective_time, line_type)
-        select e.* from clearing_entry e where not exists (
+        select * from clearing_entry on conflict do nothing;
+        insert into reconciliation.open_item (book, sequence, entry_number, account, currency,
+            amount, external_reference, effective_time, line_type)
+        select book, sequence, entry_number, account, currency, amount, external_reference,
+            effective_time, line_type
+        from clearing_entry e where not exists (
             select from reconciliation.closed_item c where (c.book, c.sequence, c.entry_number)
                 = (e.book, e.sequence, e.entry_number));
         delete from reconciliation.clearing_balance;

@@ -757,14 +757,19 @@ CORRUPTIONS = [
         for invariant, sql, finding in (
             (
                 "R1",
+                "delete from {0}ledger_item where source_id = 'o-1-0'",
+                "is missing, but the ledger has it",
+            ),
+            (
+                "R1",
                 "delete from {0}closed_item where match_number = 1",
-                "reconciliation.open_item main 1 1: is missing, but the ledger has it",
+                "reconciliation.ledger_item main 1 1: is in 0 of open_item and closed_item",
             ),
             *[
                 (
                     "R1",
-                    f"update {{0}}closed_item set {column} where match_number = 1",
-                    "reconciliation.closed_item main 1 1: differs from the ledger",
+                    f"update {{0}}ledger_item set {column} where sequence = 1",
+                    "reconciliation.ledger_item main 1 1: differs from the ledger",
                 )
                 for column in (
                     "account = 'psp/x/clearing'",
@@ -779,15 +784,43 @@ CORRUPTIONS = [
             ],
             (
                 "R1",
-                "update {0}open_item set sequence = 99 where source_id = 'o-1-0'",
-                "reconciliation.open_item main 99 1: is not in the ledger",
+                "update {0}ledger_item set sequence = 99 where source_id = 'o-1-0'",
+                "reconciliation.ledger_item main 99 1: is not in the ledger",
             ),
+            *[
+                (
+                    "R1",
+                    f"update {{0}}open_item set {column}",
+                    "differs from reconciliation.ledger_item",
+                )
+                for column in (
+                    "account = 'psp/x/clearing'",
+                    "amount = amount + 1",
+                    "currency = 'USD'",
+                    "external_reference = 'x'",
+                    "effective_time = effective_time + interval '1 s'",
+                    "line_type = 'REFUND'",
+                )
+            ],
+            *[
+                (
+                    "R1",
+                    f"update {{0}}closed_item set {column} where match_number = 1",
+                    "reconciliation.closed_item main 1 1: differs from reconciliation.ledger_item",
+                )
+                for column in (
+                    "account = 'psp/x/clearing'",
+                    "amount = amount + 1",
+                    "currency = 'USD'",
+                )
+            ],
             (
                 "R1",
-                "insert into {0}open_item select book, sequence, entry_number, account, currency, "
-                "amount, kind, source_id, external_reference, effective_time, line_type "
-                "from {0}closed_item where match_number = 1",
-                "main 1 1: is there twice",
+                "insert into {0}open_item select book, sequence, entry_number, i.account, "
+                "i.currency, i.amount, external_reference, effective_time, line_type "
+                "from {0}ledger_item i join {0}closed_item c using (book, sequence, entry_number) "
+                "where match_number = 1",
+                "main 1 1: is in 2 of open_item and closed_item",
             ),
             (
                 "R1",
@@ -1155,7 +1188,6 @@ def _fake_reader(rows: int) -> Callable[..., Iterator[SimpleNamespace]]:
             "line_type": "CHARGE",
             "external_reference": id_,
             "effective_time": None,
-            "table_name": "open_item",
             "key": id_,
             "is_posted": True,
             "transaction_id": id_,

@@ -50,7 +50,12 @@ PAGES = {
     "settings": "settings",
     "not-found": "payments/none",
 }
-ERROR_RESPONSES = ("404 (Not Found)", "403 (Forbidden)", "401 (Unauthorized)")
+ERROR_RESPONSES = (
+    "400 (Bad Request)",
+    "404 (Not Found)",
+    "403 (Forbidden)",
+    "401 (Unauthorized)",
+)
 
 
 @pytest.fixture(scope="module")

@@ -66,6 +66,12 @@ def test_the_document_has_the_routes() -> None:
             assert set(schema["properties"]) == fields - set(rule.path_fields)
 
 
+def test_a_double_is_a_number() -> None:
+    """A field that answers have as a JSON number is a number in the document."""
+    schema = DOCUMENT["components"]["schemas"]["tallystick.monitoring.v1.MetricPoint"]
+    assert schema["properties"]["value"]["type"] == "number"
+
+
 def test_every_reason_has_a_status() -> None:
     """Each error reason is in the response of one HTTP status."""
     descriptions = [item["description"] for item in DOCUMENT["components"]["responses"].values()]

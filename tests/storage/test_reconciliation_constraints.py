@@ -246,6 +246,16 @@ CASES = [
             ("an entry of zero", {"amount": 0}),
         )
     ],
+    ("R1 an entry that is there twice", copy_of("ledger_item", "sequence = 1"), "23505"),
+    ("R1 an entry that changes", "update ledger_item set amount = 1", "42501"),
+    ("R1 an entry that is deleted", "delete from ledger_item", "42501"),
+    *[
+        (f"R1 {what}", copy_of("ledger_item", "sequence = 1", sequence=999, **values), "23514")
+        for what, values in (
+            ("a read entry of zero", {"amount": 0}),
+            ("a read entry of no type", {"line_type": "X"}),
+        )
+    ],
     (
         "R1 the position that goes back",
         "update ledger_position set sequence = sequence - 1",
@@ -371,6 +381,7 @@ def test_the_database_rejects_invalid_rows(
         copy_of("statement", "file_number = 3", statement_number=2),
         copy_of("statement_line", _MATCHED_LINE, number=9, **_OTHER_IDENTITY),
         copy_of("closed_item", "match_number = 1", sequence=999),
+        copy_of("ledger_item", "sequence = 1", sequence=999),
         copy_of("ledger_posting", "true", **_NEW_POSTING),
         copy_of("break_rule", "true", version=3),
     ],
@@ -389,6 +400,7 @@ def test_the_database_accepts_the_rows_that_the_cases_change(
     ("table", "column"),
     [
         ("statement_line", "text"),
+        ("ledger_item", "amount"),
         ("closed_item", "amount"),
         ("break_change", "reason"),
         ("break_rule", "reason"),

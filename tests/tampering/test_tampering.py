@@ -62,11 +62,13 @@ COLUMNS_BY_TABLE = {
         "statement_number line_type amount currency fee booking_date reference charge_reference "
         "settlement_reference identity occurrence match_number break_id"
     ),
-    "reconciliation.open_item": "account currency amount effective_time line_type",
-    "reconciliation.closed_item": (
-        "account currency amount kind source_id external_reference effective_time match_number "
-        "break_id"
+    "reconciliation.open_item": (
+        "account currency amount external_reference effective_time line_type"
     ),
+    "reconciliation.ledger_item": (
+        "account currency amount kind source_id external_reference effective_time line_type"
+    ),
+    "reconciliation.closed_item": "account currency amount match_number break_id",
     "reconciliation.ledger_position": "sequence",
     "reconciliation.clearing_balance": "ledger_balance statement_balance",
     "reconciliation.break": "kind difference resolution assignee version",

@@ -59,7 +59,7 @@ _OUTCOMES = {
 }
 """What an outcome of an attempt means."""
 _ACCEPTED = frozenset({"PENDING", "SUBMITTED", "IN_TRANSIT"})
-"""The outcomes of an attempt that goes on at the provider. Of one without an answer, the failed
+"""The outcomes of an attempt that the provider has accepted. Of one without an answer, the failed
 tries say what happened.
 """
 _TRIES: Mapping[NextAction, str] = {

@@ -10,7 +10,7 @@ from tallystick_server.observability.tracing import traceparent
 from tallystick_server.reconciliation.break_resolution import resolve_by_platform
 from tallystick_server.reconciliation.rules import load_rules
 from tallystick_storage.reconciliation import breaks as break_store
-from tallystick_storage.reconciliation import ledger_items, matching, open_items
+from tallystick_storage.reconciliation import ledger_items, open_items
 from tallystick_storage.sql import Connection
 
 _MAX_BREAKS = 200
@@ -23,10 +23,10 @@ def end_bank_entries(connection: Connection) -> bool:
     if not _list_arrived(connection):
         return False
     ledger_items.lock_items(connection, BOOK)
-    items: dict[str, list[matching.ItemKey]] = {}
-    taken: set[matching.ItemKey] = set()
+    items: dict[str, list[ledger_items.ItemKey]] = {}
+    taken: set[ledger_items.ItemKey] = set()
     for found in _list_arrived(connection):
-        key = matching.ItemKey(found.book, found.sequence, found.entry_number)
+        key = ledger_items.ItemKey(found.book, found.sequence, found.entry_number)
         items.setdefault(found.break_id, []).append(key)
     rows = break_store.lock(connection, sorted(items))
     ended = []
@@ -36,7 +36,7 @@ def end_bank_entries(connection: Connection) -> bool:
             taken.update(keys)
             ended.append(break_id)
     if ended:
-        matching.store_break_items(
+        open_items.store_break_items(
             connection, [(key, break_id) for break_id in ended for key in items[break_id]]
         )
         resolve_by_platform(connection, ended, Resolution.MATCH, "booked after all", traceparent())

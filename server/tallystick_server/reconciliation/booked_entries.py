@@ -10,7 +10,7 @@ from tallystick_core.reconciliation.accounts import is_bank, matched_accounts
 from tallystick_core.reconciliation.breaks import KINDS_ENDED_BY_ENTRIES
 from tallystick_core.reconciliation.classify import our_id
 from tallystick_storage.reconciliation import breaks as store
-from tallystick_storage.reconciliation import matching
+from tallystick_storage.reconciliation import ledger_items, open_items
 from tallystick_storage.reconciliation import statement_lines as line_store
 from tallystick_storage.sql import Connection
 
@@ -21,7 +21,7 @@ class NamedItems(NamedTuple):
     """The lines of a break, and the open entries that they name."""
 
     lines: Sequence[line_store.LineRow]
-    items: Sequence[matching.ItemRow]
+    items: Sequence[ledger_items.ItemRow]
 
 
 def named_items(connection: Connection, row: store.BreakRow) -> NamedItems:
@@ -30,7 +30,7 @@ def named_items(connection: Connection, row: store.BreakRow) -> NamedItems:
     """
     lines = line_store.lines_of_breaks(connection, [row.break_id], _MAX_LINES)
     is_of_bank = is_bank(row.account)
-    items = matching.find_items(
+    items = open_items.find_items(
         connection,
         matched_accounts(row.account),
         sorted({text for line in lines for text in _references(line, row.account)}),

@@ -13,7 +13,7 @@ from tallystick_core.reconciliation.breaks import BreakAction, BreakKind
 from tallystick_server.reconciliation.events import record_break_changes
 from tallystick_server.reconciliation.rules import load_rules
 from tallystick_storage.reconciliation import breaks as store
-from tallystick_storage.reconciliation import ledger_items, matching, open_items
+from tallystick_storage.reconciliation import ledger_items, open_items
 from tallystick_storage.reconciliation.open_items import EntryRow
 from tallystick_storage.sql import Connection
 
@@ -61,8 +61,8 @@ def open_break(
     )
     rows = store.insert(connection, [new], caller, traceparent, connection.begin_time)
     record_break_changes(connection, rows, caller, traceparent)
-    key = matching.ItemKey(book, sequence, entry.entry_number)
-    matching.store_break_items(connection, [(key, break_id)])
+    key = ledger_items.ItemKey(book, sequence, entry.entry_number)
+    open_items.store_break_items(connection, [(key, break_id)])
     return rows[0], False
 
 

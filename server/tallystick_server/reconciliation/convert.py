@@ -38,7 +38,7 @@ from tallystick_storage.reconciliation import breaks as break_store
 from tallystick_storage.reconciliation import postings as posting_store
 from tallystick_storage.reconciliation import statement_files as file_store
 from tallystick_storage.reconciliation import statement_lines as line_store
-from tallystick_storage.reconciliation.matching import ItemRow
+from tallystick_storage.reconciliation.ledger_items import ItemRow
 
 LINE_TYPES = EnumNames(reconciliation_pb2.LineType.DESCRIPTOR)
 FILE_STATES = EnumNames(reconciliation_pb2.StatementFileState.DESCRIPTOR)

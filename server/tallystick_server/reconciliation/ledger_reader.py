@@ -33,7 +33,7 @@ from tallystick_server.rpc.timestamps import parse_time
 from tallystick_storage.database import Database
 from tallystick_storage.reconciliation import breaks as break_store
 from tallystick_storage.reconciliation import ledger_items as store
-from tallystick_storage.reconciliation import matching
+from tallystick_storage.reconciliation import open_items
 from tallystick_storage.sql import Connection
 
 _KINDS = EnumNames(ledger_pb2.TransactionKind.DESCRIPTOR)
@@ -105,7 +105,7 @@ class LedgerReader:
         return len(page)
 
 
-def _items(transaction: ledger_pb2.Transaction, kind: str) -> list[matching.ItemRow]:
+def _items(transaction: ledger_pb2.Transaction, kind: str) -> list[store.ItemRow]:
     """The entries of a transaction on accounts that statements are about."""
     rows = []
     for number, entry in enumerate(transaction.entries, 1):
@@ -118,7 +118,7 @@ def _items(transaction: ledger_pb2.Transaction, kind: str) -> list[matching.Item
         if effective_time is None:
             raise ValueError("a transaction without a time")
         rows.append(
-            matching.ItemRow(
+            store.ItemRow(
                 BOOK,
                 transaction.sequence,
                 number,
@@ -180,10 +180,10 @@ def _take_items(connection: Connection, row: break_store.BreakRow, rules: Rules)
         return False
     if not all(is_fee_likely(line.fee, line.amount + line.fee, rules) for line in lines):
         return False
-    matching.store_break_items(
+    open_items.store_break_items(
         connection,
         [
-            (matching.ItemKey(item.book, item.sequence, item.entry_number), row.break_id)
+            (store.ItemKey(item.book, item.sequence, item.entry_number), row.break_id)
             for item in items
         ],
     )

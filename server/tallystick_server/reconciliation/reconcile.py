@@ -10,13 +10,6 @@ from datetime import UTC, datetime, time, timedelta
 from tallystick_core.approval import needs_approval
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.ledger.identifiers import BOOK
-from tallystick_core.ledger.posting_rules import (
-    JournalLine,
-    PostingKind,
-    settlement_lines,
-    statement_fee_lines,
-    statement_match_lines,
-)
 from tallystick_core.reconciliation.accounts import is_bank, matched_accounts
 from tallystick_core.reconciliation.balances import (
     NewStatement,
@@ -42,6 +35,7 @@ from tallystick_core.reconciliation.classify import (
 )
 from tallystick_core.reconciliation.statement import LineType
 from tallystick_server.observability import names
+from tallystick_server.reconciliation.book_lines import book_lines
 from tallystick_server.reconciliation.break_resolution import (
     PLATFORM,
     match_together,
@@ -49,20 +43,20 @@ from tallystick_server.reconciliation.break_resolution import (
 )
 from tallystick_server.reconciliation.convert import difference_of
 from tallystick_server.reconciliation.events import record_break_changes
-from tallystick_server.reconciliation.new_posting import new_posting
 from tallystick_server.reconciliation.rules import load_rules
 from tallystick_storage.reconciliation import breaks as break_store
 from tallystick_storage.reconciliation import (
     ledger_items,
+    line_sums,
     matching,
     open_items,
-    postings,
     statement_balances,
+    unmatched,
 )
 from tallystick_storage.reconciliation import statement_files as file_store
 from tallystick_storage.sql import Connection
 
-_LineSums = Mapping[int, matching.LineSums]
+_LineSums = Mapping[int, line_sums.LineSums]
 _GAP = "the opening balance is not the last closing balance"
 _DRIFT = "the closing balance has changed by another amount than the new lines"
 log = logging.getLogger(__name__)
@@ -72,8 +66,6 @@ MAX_NAMING_LINES = 100_000
 """Of a file that differ from the entries that they name: as many as memory is for."""
 _PAGE = 500
 _REST_PAGE = 5_000
-_WITH_SETTLEMENT_REFERENCES = frozenset({"stripe_report"})
-"""Formats whose lines name their settlement, which is no line of its own."""
 
 
 class Reconciliation:
@@ -116,11 +108,11 @@ class Reconciliation:
             self._open_breaks(classify_lines(rest, self._find_failed(rest), rules), rules)
         self._end_cancelled()
         statements = file_store.statements_of(connection, file)
-        sums = matching.sum_lines(connection, file)
+        sums = line_sums.sum_lines(connection, file)
         if not self._is_bank:
             self._open_overdue(statements, sums, rules)
         self._open_balance_breaks(statements, sums, rules)
-        self._book(statements, sums)
+        book_lines(connection, file, statements, sums, caller=self._caller)
         file_store.store_result(
             connection,
             file,
@@ -132,7 +124,7 @@ class Reconciliation:
         """Raises FIELD_INVALID if it is the wrong file: most lines match nothing. Refunds, for
         example, never match, so they do not count.
         """
-        counts = matching.count_lines(self._connection, self._file)
+        counts = unmatched.count_lines(self._connection, self._file)
         if counts.unmatched_count > max(MAX_BREAKS, counts.line_count // 2):
             raise ApiError(
                 ErrorReason.FIELD_INVALID,
@@ -144,7 +136,7 @@ class Reconciliation:
 
     def _end_naming(self, rules: Rules) -> None:
         """Deals with the lines that name entries which no pass has matched: both are in memory."""
-        rows = matching.list_naming(
+        rows = unmatched.list_naming(
             self._connection,
             self._file,
             self._accounts,
@@ -180,7 +172,7 @@ class Reconciliation:
         self, groups: Sequence[tuple[Sequence[UnmatchedLine], Sequence[OpenItem]]]
     ) -> None:
         """Stores lines and entries that agree, although each line names them by another key."""
-        matching.store_matches(
+        unmatched.store_matches(
             self._connection,
             self._file,
             [(line.number, lines[0].number) for lines, _ in groups for line in lines],
@@ -189,7 +181,7 @@ class Reconciliation:
 
     def _list_rest(self) -> list[UnmatchedLine]:
         """The next lines that name no entry: each is a break."""
-        rows = matching.list_rest(
+        rows = unmatched.list_rest(
             self._connection, self._file, self._accounts, self._last_number, _REST_PAGE
         )
         if rows:
@@ -215,7 +207,7 @@ class Reconciliation:
     def _end_page(self, groups: Sequence[tuple[Sequence[int], Sequence[str]]]) -> None:
         """Moves lines into the first of their breaks, and resolves those."""
         connection = self._connection
-        matching.store_break_lines(
+        unmatched.store_break_lines(
             connection,
             self._file,
             [(number, ids[0]) for numbers, ids in groups for number in numbers],
@@ -247,7 +239,7 @@ class Reconciliation:
 
     def _find_items(self, lines: Sequence[UnmatchedLine]) -> list[OpenItem]:
         references, source_ids = _names(lines)
-        rows = matching.find_items(
+        rows = open_items.find_items(
             self._connection, self._accounts, references, source_ids, is_bank=self._is_bank
         )
         return [self._to_item(row) for row in rows]
@@ -276,7 +268,7 @@ class Reconciliation:
                 end = datetime.combine(min(day, today), time(), UTC) - timedelta(days=days - 1)
                 last_days[statement.currency] = max(end, last_days.get(statement.currency, end))
         for currency, until in sorted(last_days.items()):
-            rows = matching.list_overdue(
+            rows = open_items.list_overdue(
                 self._connection, self._file.account, currency, until, MAX_BREAKS + 1
             )
             if len(rows) > MAX_BREAKS:
@@ -290,7 +282,7 @@ class Reconciliation:
             found = [missing_in_file(self._to_item(row)) for row in rows[:MAX_BREAKS]]
             self._open_breaks(found, rules)
 
-    def _to_item(self, row: matching.ItemRow | break_store.BreakItemRow) -> OpenItem:
+    def _to_item(self, row: ledger_items.ItemRow | break_store.BreakItemRow) -> OpenItem:
         line_type = LineType.BANK_ENTRY if self._is_bank else LineType(row.line_type)
         return OpenItem(
             row.sequence,
@@ -312,12 +304,12 @@ class Reconciliation:
             self._insert(
                 [self._new_break(break_id, item, rules) for break_id, item in page.items()]
             )
-            matching.store_break_lines(
+            unmatched.store_break_lines(
                 self._connection,
                 self._file,
                 [(line.number, break_id) for break_id, item in page.items() for line in item.lines],
             )
-            matching.store_break_items(
+            open_items.store_break_items(
                 self._connection,
                 [
                     (_key(entry), break_id)
@@ -401,66 +393,8 @@ class Reconciliation:
             )
             record_break_changes(self._connection, rows, PLATFORM, self._traceparent)
 
-    def _book(self, statements: Sequence[file_store.StatementRow], line_sums: _LineSums) -> None:
-        """Stores the postings of matched lines, and adds the lines to their account's balance."""
-        connection, file = self._connection, self._file
-        sums: dict[str, int] = {}
-        fees: dict[str, int] = {}
-        for statement in statements:
-            found = line_sums.get(statement.statement_number)
-            if found is not None and found.amount is not None:
-                currency = statement.currency
-                sums[currency] = sums.get(currency, 0) + int(found.amount)
-                fees[currency] = fees.get(currency, 0) + int(found.fee)
-        new = [
-            self._posting(
-                PostingKind.PROVIDER_FEE,
-                f"fees-{currency}",
-                statement_fee_lines(file.account, currency, fee),
-                "fees of a statement",
-            )
-            for currency, fee in sorted(fees.items())
-            if fee
-        ]
-        kind = PostingKind.BANK_STATEMENT_LINE if self._is_bank else PostingKind.SETTLEMENT
-        for index, row in enumerate(matching.other_account_sums(connection, file)):
-            lines = statement_match_lines(file.account, row.account, row.currency, int(row.amount))
-            new.append(self._posting(kind, f"matches-{index}", lines, "matched by a statement"))
-        if not self._is_bank:
-            by_reference = file.format in _WITH_SETTLEMENT_REFERENCES
-            for settlement in matching.settlements(connection, file, by_reference=by_reference):
-                currency, amount = settlement.currency, int(settlement.amount)
-                posting = self._posting(
-                    PostingKind.SETTLEMENT,
-                    f"settlement-{settlement.number}",
-                    settlement_lines(file.account, currency, -amount),
-                    "paid to the bank",
-                )
-                day = settlement.day or connection.begin_time.astimezone(UTC).date()
-                posting.external_reference = settlement.reference
-                posting.effective_time = datetime.combine(day, time(), UTC)
-                new.append(posting)
-                if not settlement.is_line:
-                    sums[currency] = sums.get(currency, 0) + amount
-        postings.insert(connection, new)
-        ledger_items.add_statement_sums(connection, file.account, sums)
 
-    def _posting(
-        self, kind: PostingKind, name: str, lines: Sequence[JournalLine], reason: str
-    ) -> postings.NewPosting:
-        return new_posting(
-            kind,
-            f"f{self._file.file_number}-{name}",
-            self._file.account,
-            lines,
-            reason,
-            self._caller,
-            self._connection.begin_time,
-            file_number=self._file.file_number,
-        )
-
-
-def _to_line(row: matching.RestLine) -> UnmatchedLine:
+def _to_line(row: unmatched.RestLine) -> UnmatchedLine:
     return UnmatchedLine(
         row.number,
         LineType(row.line_type),
@@ -514,8 +448,8 @@ def _names(lines: Iterable[UnmatchedLine]) -> tuple[list[str], list[str]]:
     return sorted(references - {""}), sorted(source_ids - {""})
 
 
-def _key(item: OpenItem | break_store.BreakItemRow) -> matching.ItemKey:
-    return matching.ItemKey(item.book, item.sequence, item.entry_number)
+def _key(item: OpenItem | break_store.BreakItemRow) -> ledger_items.ItemKey:
+    return ledger_items.ItemKey(item.book, item.sequence, item.entry_number)
 
 
 def _break_id(file: file_store.FileRow, found: FoundBreak) -> str:

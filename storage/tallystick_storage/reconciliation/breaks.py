@@ -11,7 +11,8 @@ from typing import NamedTuple
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
 from tallystick_storage.pagination import PageKey, newest_first
-from tallystick_storage.reconciliation.named_entries import named_entries
+from tallystick_storage.reconciliation.ledger_items import ItemRow
+from tallystick_storage.reconciliation.named_entries import named_entries, same_entry
 from tallystick_storage.sql import Connection, Query, columns, text
 
 
@@ -220,11 +221,16 @@ _LAST_CHANGE = Query(
     order by version desc limit 1
     """,
 )
+_BREAK_ITEM = f"c.break_id, {columns(ItemRow, 'i')}"
 _ITEMS = Query(
     BreakItemRow,
-    """
-    select {columns} from closed_item where break_id = any (cast(:break_ids as text[]))
-    order by break_id, book, sequence, entry_number limit :limit
+    f"""
+    with item as materialized (
+        select * from closed_item where break_id = any (cast(:break_ids as text[]))
+        order by break_id, book, sequence, entry_number limit :limit)
+    select {_BREAK_ITEM} from item c cross join lateral (
+        select * from ledger_item i where {same_entry("i", "c")} limit 1) i
+    order by c.break_id, c.book, c.sequence, c.entry_number
     """,
 )
 _LIST = f"select {_ROW} from break {{where}} order by create_time desc, break_id desc limit :limit"
@@ -267,9 +273,11 @@ _LOCK_MISSING = Query(
     BreakItemRow,
     f"""
     with item as materialized (
-        select * from closed_item i where i.break_id is not null and (
-            i.external_reference = any (cast(:references as text[])) and i.external_reference <> ''
-            or i.source_id = any (cast(:source_ids as text[])))),
+        select {_BREAK_ITEM} from ledger_item i cross join lateral (
+            select c.break_id from closed_item c
+            where {same_entry("c", "i")} and c.break_id is not null limit 1) c
+        where i.external_reference = any (cast(:references as text[]))
+            and i.external_reference <> '' or i.source_id = any (cast(:source_ids as text[]))),
     missing as materialized (
         select b.break_id from break b where b.break_id = any (array(select break_id from item))
             and b.state = 'OPEN' and b.kind = 'MISSING_IN_FILE' and b.account = :account

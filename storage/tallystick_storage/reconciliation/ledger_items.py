@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from decimal import Decimal
 from typing import NamedTuple
 
 from tallystick_storage.database import encode_rows
-from tallystick_storage.reconciliation.matching import ITEM_COLUMNS, ItemRow
-from tallystick_storage.sql import Connection, Query, text
+from tallystick_storage.sql import Connection, Query, columns, text
+
+
+class ItemRow(NamedTuple):
+    """A ledger entry on a clearing account. `amount`: debits less credits."""
+
+    book: str
+    sequence: int
+    entry_number: int
+    account: str
+    currency: str
+    amount: int
+    kind: str
+    source_id: str
+    external_reference: str
+    effective_time: datetime
+    line_type: str
+
+
+class ItemKey(NamedTuple):
+    """What identifies a ledger entry."""
+
+    book: str
+    sequence: int
+    entry_number: int
 
 
 class ReadTransaction(NamedTuple):
@@ -19,6 +43,10 @@ class ReadTransaction(NamedTuple):
     transaction_id: str
 
 
+ITEM_COLUMNS = columns(ItemRow)
+CLOSED_COLUMNS = "book, sequence, entry_number, account, currency, amount"
+"""What closed_item has of an entry, before what took it."""
+OPEN_COLUMNS = f"{CLOSED_COLUMNS}, external_reference, effective_time, line_type"
 _LOCK_POSITION = text("select sequence from ledger_position where book = :book for update")
 _CREATE_POSITION = text(
     "insert into ledger_position (book, sequence) values (:book, 0) on conflict do nothing"
@@ -34,11 +62,12 @@ _STORE_ITEMS = text(f"""
             entry_number int, account text collate "C", currency text collate "C", amount bigint,
             kind text, source_id text collate "C", external_reference text collate "C",
             effective_time timestamptz, line_type text)),
+    stored as (insert into ledger_item ({ITEM_COLUMNS}) select {ITEM_COLUMNS} from item),
     opened as (
-        insert into open_item ({ITEM_COLUMNS}) select {ITEM_COLUMNS} from item where not is_own),
+        insert into open_item ({OPEN_COLUMNS}) select {OPEN_COLUMNS} from item where not is_own),
     closed as (
-        insert into closed_item ({ITEM_COLUMNS}, is_own)
-        select {ITEM_COLUMNS}, true from item where is_own)
+        insert into closed_item ({CLOSED_COLUMNS}, is_own)
+        select {CLOSED_COLUMNS}, true from item where is_own)
     insert into clearing_balance as b (account, currency, ledger_balance, statement_balance)
     select account, currency, sum(amount), 0 from item group by account, currency
     order by account, currency

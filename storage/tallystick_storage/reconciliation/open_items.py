@@ -1,4 +1,4 @@
-"""Ledger entries that breaks take while no statement has them."""
+"""Ledger entries that no statement has yet, and how they are taken."""
 
 from __future__ import annotations
 
@@ -6,8 +6,16 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from tallystick_storage.reconciliation.matching import ITEM_COLUMNS, ItemRow
-from tallystick_storage.sql import Connection, Query, text
+from tallystick_storage.database import encode_rows
+from tallystick_storage.reconciliation.ledger_items import (
+    CLOSED_COLUMNS,
+    ITEM_COLUMNS,
+    ItemKey,
+    ItemRow,
+)
+from tallystick_storage.reconciliation.named_entries import IN_ACCOUNTS, IS_OPEN, same_entry
+from tallystick_storage.reconciliation.statement_files import FileRow
+from tallystick_storage.sql import Connection, Query, columns, text
 
 
 class EntryRow(NamedTuple):
@@ -50,38 +58,48 @@ class ExpectedFilter(NamedTuple):
 
 EntryKey = tuple[datetime, str, int, int]
 """The effective time, the book, the sequence and the number of an entry."""
-_SELECT_EXPECTED = f"""
-    select {ITEM_COLUMNS} from open_item
-    where account = :account and currency = :currency
-        and effective_time <= (select clock()) - make_interval(days => :min_age_days)
-"""
-_EXPECTED_ORDER = "order by effective_time, book, sequence, entry_number limit :limit"
-_LIST_EXPECTED = Query(ItemRow, f"{_SELECT_EXPECTED} {_EXPECTED_ORDER}")
-_LIST_EXPECTED_AFTER = Query(
-    ItemRow,
-    f"""{_SELECT_EXPECTED}
-        and effective_time >= :time and (effective_time, book, sequence, entry_number)
-            > (:time, :book, :sequence, :entry_number)
-    {_EXPECTED_ORDER}""",
-)
+_IS_AFTER = """
+    and o.effective_time >= :time
+    and (o.effective_time, o.book, o.sequence, o.entry_number)
+        > (:time, :book, :sequence, :entry_number)"""
+
+
+def _list_oldest(condition: str) -> Query[ItemRow]:
+    """The oldest open entries of an account, `o`, that meet a condition."""
+    return Query(
+        ItemRow,
+        f"""
+        with oldest as materialized (
+            select * from open_item o
+            where o.account = :account and o.currency = :currency and {condition}
+            order by o.effective_time, o.book, o.sequence, o.entry_number limit :limit)
+        select {columns(ItemRow, "i")} from oldest o cross join lateral (
+            select * from ledger_item i where {same_entry("i", "o")} limit 1) i
+        order by o.effective_time, o.book, o.sequence, o.entry_number
+        """,
+    )
+
+
+_LIST_OVERDUE = _list_oldest("o.effective_time < :until")
+_IS_OLD = "o.effective_time <= (select clock()) - make_interval(days => :min_age_days)"
+_LIST_EXPECTED = _list_oldest(_IS_OLD)
+_LIST_EXPECTED_AFTER = _list_oldest(f"{_IS_OLD} {_IS_AFTER}")
 _SETTLEMENT_ACCOUNT = """
     coalesce((select p.account from ledger_posting p where i.kind = 'SETTLEMENT'
         and p.kind = i.kind and p.source_id = i.source_id), '') as settlement_account"""
 _LIST_ENTRIES = Query(
     EntryRow,
     f"""
-    select {ITEM_COLUMNS}, true as is_open, null as break_id, {_SETTLEMENT_ACCOUNT}
-    from open_item i where i.book = :book and i.sequence = :sequence
-    union all
-    select {ITEM_COLUMNS}, false, break_id, {_SETTLEMENT_ACCOUNT}
-    from closed_item i where i.book = :book and i.sequence = :sequence and not i.is_own
-    order by entry_number
+    select {columns(ItemRow, "i")}, c.book is null as is_open, c.break_id, {_SETTLEMENT_ACCOUNT}
+    from ledger_item i left join closed_item c on {same_entry("c", "i")}
+    where i.book = :book and i.sequence = :sequence and c.is_own is not true
+    order by i.entry_number
     """,
 )
 _LIST_SETTLEMENTS = Query(
     ItemRow,
     f"""
-    select {ITEM_COLUMNS} from open_item i where i.account || '' = 'banks/transit'
+    select {ITEM_COLUMNS} from ledger_item i where {IS_OPEN} and i.account || '' = 'banks/transit'
         and i.kind = 'SETTLEMENT' and i.external_reference <> ''
         and i.external_reference = any (cast(:references as text[])) and exists (
             select from ledger_posting p where p.kind = i.kind and p.source_id = i.source_id
@@ -91,6 +109,43 @@ _LIST_SETTLEMENTS = Query(
 )
 _HAS_FILE = text("""
     select exists (select from statement_file where account = :account and state = 'RECONCILED')
+""")
+_FIND_ITEMS = Query(
+    ItemRow,
+    f"""
+    select {ITEM_COLUMNS} from ledger_item i where {IN_ACCOUNTS} and {IS_OPEN} and (
+        i.external_reference = any (cast(:references as text[])) and i.external_reference <> ''
+        or i.source_id = any (cast(:source_ids as text[])))
+    order by book, sequence, entry_number
+    """,
+)
+_FIND_SHARED = Query(
+    ItemRow,
+    f"""
+    select {ITEM_COLUMNS} from ledger_item i where {IN_ACCOUNTS} and {IS_OPEN}
+        and i.external_reference = any (cast(:references as text[]))
+    order by book, sequence, entry_number
+    """,
+)
+_FOUND_ITEMS = """
+    with found as materialized (
+        select i.tid, r.break_id, r.match_number from json_to_recordset(cast(:items as json))
+            as r (book text collate "C", sequence bigint, entry_number int, break_id text,
+                match_number bigint)
+        cross join lateral (select i.ctid as tid from open_item i
+            where (i.book, i.sequence, i.entry_number) = (r.book, r.sequence, r.entry_number)
+            limit 1) i),
+    moved as (delete from open_item i where i.ctid = any (array(select tid from found)))"""
+_STORE_BREAK_ITEMS = text(f"""
+    {_FOUND_ITEMS}
+    insert into closed_item ({CLOSED_COLUMNS}, break_id, is_own)
+    select {CLOSED_COLUMNS}, break_id, false from found f join open_item i on i.ctid = f.tid
+""")
+_STORE_MATCHED_ITEMS = text(f"""
+    {_FOUND_ITEMS}
+    insert into closed_item ({CLOSED_COLUMNS}, file_number, match_number, is_own)
+    select {CLOSED_COLUMNS}, :file_number, match_number, false
+    from found f join open_item i on i.ctid = f.tid
 """)
 # Each break of the kind has one line. Lookups by index, whatever statistics the planner has, and no
 # more of them than there are such breaks.
@@ -118,12 +173,12 @@ _LIST_ARRIVED = Query(
     named as materialized (
         select n.break_id, n.gross, n.currency as line_currency, i.*
         from line n cross join lateral (
-            select i.book, i.sequence, i.entry_number, i.amount, i.currency from open_item i
+            select i.book, i.sequence, i.entry_number, i.amount, i.currency from ledger_item i
             where i.external_reference = any (n.names) and i.external_reference <> ''
-                and {_CAN_MATCH}
+                and {_CAN_MATCH} and {IS_OPEN}
             union
-            select i.book, i.sequence, i.entry_number, i.amount, i.currency from open_item i
-            where i.source_id = n.source_id and {_CAN_MATCH}) i),
+            select i.book, i.sequence, i.entry_number, i.amount, i.currency from ledger_item i
+            where i.source_id = n.source_id and {_CAN_MATCH} and {IS_OPEN}) i),
     agreeing as (
         select break_id from named group by break_id, gross, line_currency
         having sum(amount) = gross and bool_and(currency = line_currency)),
@@ -204,3 +259,49 @@ def list_arrived(
     it; payouts of a provider with statements of its own are on these.
     """
     return _LIST_ARRIVED.all(connection, days=days, fee_percent=fee_percent, limit=limit)
+
+
+def find_items(
+    connection: Connection,
+    accounts: Sequence[str],
+    references: Sequence[str],
+    source_ids: Sequence[str],
+    *,
+    is_bank: bool,
+) -> list[ItemRow]:
+    """The open entries with one of the references or ids, and those that share their reference."""
+    filters = {"accounts": list(accounts), "is_bank": is_bank}
+    items = _FIND_ITEMS.all(
+        connection, **filters, references=list(references), source_ids=list(source_ids)
+    )
+    shared = {item.external_reference for item in items} - {""} - set(references)
+    if shared:
+        items += _FIND_SHARED.all(connection, **filters, references=sorted(shared))
+    return sorted(set(items))
+
+
+def list_overdue(
+    connection: Connection, account: str, currency: str, until: datetime, limit: int
+) -> list[ItemRow]:
+    """The oldest open entries of an account from before a time."""
+    return _LIST_OVERDUE.all(
+        connection, account=account, currency=currency, until=until, limit=limit
+    )
+
+
+def store_break_items(connection: Connection, items: Sequence[tuple[ItemKey, str]]) -> int:
+    """Moves open entries into breaks. Returns how many there still were."""
+    rows = [{**key._asdict(), "break_id": break_id} for key, break_id in items]
+    return connection.execute(_STORE_BREAK_ITEMS, {"items": encode_rows(rows)}).rowcount
+
+
+def store_matched_items(
+    connection: Connection, file: FileRow, items: Sequence[tuple[ItemKey, int]]
+) -> None:
+    """Moves open entries that match lines of a file, each with the number of the first line that
+    matches with it.
+    """
+    rows = [{**key._asdict(), "match_number": match} for key, match in items]
+    connection.execute(
+        _STORE_MATCHED_ITEMS, {"file_number": file.file_number, "items": encode_rows(rows)}
+    )

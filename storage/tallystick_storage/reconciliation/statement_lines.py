@@ -7,6 +7,7 @@ from datetime import date
 from decimal import Decimal
 from typing import NamedTuple
 
+from tallystick_storage.reconciliation.statement_files import LINE_COLUMNS
 from tallystick_storage.sql import Connection, Query
 
 
@@ -45,6 +46,15 @@ class LineSumRow(NamedTuple):
     fee: Decimal
 
 
+STATEMENT_COLUMNS = f"file_number, {LINE_COLUMNS}"
+EARLIER_LINE = """
+    select from statement_line l join statement_file f on f.file_number = l.file_number
+    where l.reference = s.reference and l.line_type = s.line_type and l.outcome <> 'REPEATED'
+        and (l.file_number <> s.file_number or l.match_rule = 'BOOKED')
+        and f.account = :account"""
+"""Selects lines of the account with the type and reference of the line `s`: of an earlier file, or
+booked by this one.
+"""
 _LINE_SELECT = f"""
     select f.statement_file_id, {
     ", ".join(f"l.{name}" for name in LineRow._fields[1:17])

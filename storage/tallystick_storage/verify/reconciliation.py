@@ -85,7 +85,8 @@ INCONSISTENCY_QUERIES = {
         select 'reconciliation.ledger_posting of reconciliation.closed_item ' || i.book || ' '
                 || i.sequence || ' ' || i.entry_number,
             'is missing, but the ledger has the posting'
-        from closed_item i where i.is_own and not exists (
+        from closed_item c join ledger_item i using (book, sequence, entry_number)
+        where c.is_own and not exists (
             select from ledger_posting p where p.kind = i.kind and p.source_id = i.source_id)
         union all
         select 'reconciliation.closed_item ' || i.book || ' ' || i.sequence || ' '
@@ -130,15 +131,9 @@ QUERIES = {
     "reconciliation.position": "select book, sequence from ledger_position order by book",
     "reconciliation.items": """
         select book, sequence, entry_number, account, currency, amount, kind, source_id,
-            external_reference, effective_time, line_type, table_name
-        from (
-            select book, sequence, entry_number, account, currency, amount, kind, source_id,
-                external_reference, effective_time, line_type, 'open_item' as table_name
-            from open_item
-            union all
-            select book, sequence, entry_number, account, currency, amount, kind, source_id,
-                external_reference, effective_time, line_type, 'closed_item' from closed_item) i
-        order by book collate "C", sequence, entry_number""",
+            external_reference, effective_time, line_type
+        from ledger_item
+        order by book, sequence, entry_number""",
     "reconciliation.lines": """
         select l.file_number, l.number, f.account, l.line_type, l.currency, l.amount, l.fee,
             coalesce(to_char(l.booking_date, 'YYYY-MM-DD'), '') as booking_date, l.reference,
@@ -160,6 +155,29 @@ QUERIES = {
         order by aggregate_id collate "C" """,
     "reconciliation.outbox": UNPUBLISHED_VERSIONS,
     "reconciliation.balance_count": "select count(*) as rows from clearing_balance",
+    # R1: an entry is open or closed, and as it was read
+    "reconciliation.inconsistent_items": """
+        select 'reconciliation.ledger_item ' || book || ' ' || sequence || ' ' || entry_number
+                as name,
+            'is in ' || num_nonnulls(o.account, c.account)
+                || ' of open_item and closed_item, and must be in one' as what
+        from ledger_item i left join open_item o using (book, sequence, entry_number)
+        left join closed_item c using (book, sequence, entry_number)
+        where num_nonnulls(o.account, c.account) <> 1
+        union all
+        select 'reconciliation.open_item ' || book || ' ' || sequence || ' ' || entry_number,
+            'differs from reconciliation.ledger_item'
+        from open_item o left join ledger_item i using (book, sequence, entry_number)
+        where (o.account, o.currency, o.amount, o.external_reference, o.effective_time, o.line_type)
+            is distinct from (i.account, i.currency, i.amount, i.external_reference,
+                i.effective_time, i.line_type)
+        union all
+        select 'reconciliation.closed_item ' || book || ' ' || sequence || ' ' || entry_number,
+            'differs from reconciliation.ledger_item'
+        from closed_item c left join ledger_item i using (book, sequence, entry_number)
+        where (c.account, c.currency, c.amount)
+            is distinct from (i.account, i.currency, i.amount)
+        order by 1""",
     # R1: what lines matched is as much as they have
     "reconciliation.inconsistent_matches": """
         with line as (

@@ -52,7 +52,10 @@ def test_statistics_of_empty_tables_do_not_slow_a_file_down(
             )
         reconcile(client, provider.account, make_lines(provider, "first"))
         with psycopg.connect(platform.databases.admin, autocommit=True) as connection:
-            connection.execute("analyze reconciliation.staged_line, reconciliation.open_item")
+            connection.execute(
+                "analyze reconciliation.staged_line, reconciliation.ledger_item, "
+                "reconciliation.open_item"
+            )
             estimates = connection.execute(
                 "select relpages > 0, reltuples::int from pg_class where oid = "
                 "'reconciliation.staged_line'::regclass"
@@ -84,8 +87,9 @@ def test_statistics_of_empty_tables_do_not_slow_down_the_end_of_breaks(
         reconcile(client, provider.account, _of_one_amount(provider, "matched"))
         with psycopg.connect(platform.databases.admin, autocommit=True) as connection:
             connection.execute(
-                "analyze reconciliation.break, reconciliation.open_item, "
-                "reconciliation.statement_line, reconciliation.closed_item"
+                "analyze reconciliation.break, reconciliation.ledger_item, "
+                "reconciliation.open_item, reconciliation.statement_line, "
+                "reconciliation.closed_item"
             )
         provider.pay_in_all(10, [f"ch-open-{number}" for number in range(count)])
         lines = [

@@ -54,6 +54,33 @@ def test_lines_that_agree_with_the_ledger_match(client: Client, provider: Provid
     assert ledger_balance(client, f"psp/{provider.name}/fees") == "-0.30"
 
 
+@pytest.mark.parametrize("other_count", [0, 40])
+def test_matches_do_not_depend_on_how_many_entries_are_open(
+    client: Client, provider: Provider, other_count: int
+) -> None:
+    """A file reads all open entries if they are few, and looks up those of its lines otherwise."""
+    provider.pay_in_all(10_00, [f"ch-other-{number}" for number in range(other_count)])
+    provider.pay_in(10_00, "ch-1")
+    provider.pay_in(4_00, "ch-2")
+    provider.pay_in(6_00, "ch-2")
+    provider.pay_in(7_00, "ch-3", currency="USD")
+    provider.pay_in(8_00, "ch-4")
+    provider.pay_in(9_00, "ch-5")
+    provider.pay_in(11_00, "ch-6", time=DAY - timedelta(days=60))
+    lines = [
+        charge(10_00, "ch-1", fee=30),
+        charge(10_00, "ch-2"),
+        charge(7_00, "ch-3"),
+        charge(5_00, "ch-4"),
+        charge(3_00, "ch-4"),
+        charge(9_50, "ch-5"),
+        charge(11_00, "ch-6"),
+    ]
+    file = reconcile(client, provider.account, lines).statement_file
+    assert file.matched_count == 4
+    assert kinds_of(file) == {"CURRENCY_DIFFERS": 1, "AMOUNT_DIFFERS": 1, "DATE_DIFFERS": 1}
+
+
 def test_a_charge_for_several_orders_matches_them_all(client: Client, provider: Provider) -> None:
     """A combined charge is one line, and one transaction for each order."""
     for amount in (5_00, 7_00, 8_00):

@@ -74,7 +74,9 @@ def _check(sentence: str) -> None:
 
 @pytest.mark.parametrize("subject", ["charge", "payout"])
 @pytest.mark.parametrize("reason", RetryReason)
-def test_every_wait_says_why_when_and_what_follows(reason: RetryReason, subject: str) -> None:
+def test_every_wait_has_its_reason_its_time_and_what_follows(
+    reason: RetryReason, subject: str
+) -> None:
     """A retry reason without a wait in the table fails here."""
     wait = WAITS[reason]
     operation = OperationFacts(
@@ -91,7 +93,7 @@ def test_every_wait_says_why_when_and_what_follows(reason: RetryReason, subject:
 
 
 @pytest.mark.parametrize("reason", RetryReason)
-def test_every_failed_try_says_what_was_tried_and_why_it_failed(reason: RetryReason) -> None:
+def test_every_failed_try_names_what_was_tried_and_why_it_failed(reason: RetryReason) -> None:
     """With the answer, the provider's id of the request, and the delay of the policy."""
     wait = WAITS[reason]
     failed_try = FailedTryFacts(
@@ -181,7 +183,7 @@ def test_every_dead_letter_waits_for_an_operator_until_it_ends(
 
 
 @pytest.mark.parametrize("state", WebhookEventState)
-def test_every_webhook_event_says_what_became_of_it(state: WebhookEventState) -> None:
+def test_every_webhook_event_names_what_became_of_it(state: WebhookEventState) -> None:
     """In a sentence of its own."""
     end_time = None if state is WebhookEventState.RECEIVED else _LATER
     entry = webhook_entry(

@@ -327,7 +327,7 @@ def test_every_transition_is_a_sentence(reason: PaymentTransitionReason) -> None
 
 
 @pytest.mark.parametrize("cause", UnappliedCause)
-def test_every_unapplied_charge_says_why_it_fits_no_order(cause: UnappliedCause) -> None:
+def test_every_unapplied_charge_names_why_it_fits_no_order(cause: UnappliedCause) -> None:
     """In a sentence of its own."""
     unapplied = replace(_UNAPPLIED, cause=cause)
     explanation = explain(_payment(_charge(_FAILED), unapplied=(unapplied,)), _NOW)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 from tallystick_server.http.console.acts import REASON, Act, ActPage
-from tallystick_server.http.console.calls import gather_results
 from tallystick_server.http.console.links import path_of, resource_path
 from tallystick_server.http.console.visit import Answer, Page, Redirect, Visit
 
