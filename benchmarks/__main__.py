@@ -8,7 +8,16 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import json_pay_in, latency, ledger, pages, pay_in, payouts, webhooks
+from benchmarks import (
+    json_pay_in,
+    latency,
+    ledger,
+    pages,
+    pay_in,
+    payouts,
+    telemetry,
+    webhooks,
+)
 from benchmarks.console import run as console
 from benchmarks.growth import run as growth
 from benchmarks.measure import StatusPrinter
@@ -37,6 +46,7 @@ def _parse_options() -> argparse.Namespace:
         ("json", "payments a second by JSON over HTTP", json_pay_in.DEFAULT_IN_FLIGHT),
         ("webhooks", "webhooks a second", webhooks.DEFAULT_IN_FLIGHT),
         ("ledger", "ledger transactions a second", ledger.DEFAULT_IN_FLIGHT),
+        ("telemetry", "what metrics and traces cost a payment", telemetry.DEFAULT_IN_FLIGHT),
     ):
         benchmark = benchmarks.add_parser(name, help=help_)
         _add_seconds(benchmark)
@@ -126,6 +136,7 @@ def _run(options: argparse.Namespace, print_status: StatusPrinter) -> dict[str, 
         "json": lambda: json_pay_in.bench(options.seconds, options.in_flight, print_status),
         "webhooks": lambda: webhooks.bench(options.seconds, options.in_flight, print_status),
         "ledger": lambda: ledger.bench(options.seconds, options.in_flight, print_status),
+        "telemetry": lambda: telemetry.bench(options.seconds, options.in_flight, print_status),
     }
     return benchmarks[options.name]()
 

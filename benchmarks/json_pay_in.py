@@ -61,7 +61,7 @@ def bench(seconds: float, in_flight: int, print_status: StatusPrinter) -> dict[s
         run_http_server(ENVIRONMENT, ADDRESS, _HTTP_ADDRESS) as http_pid,
     ):
         loads = run(
-            _measure(in_flight, seconds, print_status, lambda: read_cpu_seconds([http_pid]))
+            _measure(in_flight, seconds, print_status, lambda _: read_cpu_seconds([http_pid]))
         )
         memory_mb = read_peak_mb(http_pid)
     return {
@@ -87,7 +87,7 @@ async def _measure(
     in_flight: int,
     seconds: float,
     print_status: StatusPrinter,
-    read_cpu: Callable[[], float],
+    read_cpu: Callable[[str], float],
 ) -> dict[str, LoadResult]:
     async with _open_calls(in_flight) as calls:
         return await measure_interleaved(calls, in_flight, seconds, print_status, read_cpu)

@@ -17,10 +17,10 @@ from benchmarks.processes import (
     DATABASE_FOLDER,
     read_cpu_seconds,
     read_postgres_pid,
+    require_embedded_postgres,
 )
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import open_databases
-from tallystick_server.app.errors import StartupError
 from tallystick_server.app.serve import run
 
 _PROVIDER_LATENCIES_SECONDS = (0.0, 0.02)
@@ -33,11 +33,7 @@ def bench(seconds: float, print_status: StatusPrinter) -> dict[str, Any]:
     Raises StartupError if the database is not the embedded one, whose processor time is measured.
     """
     settings = Settings()
-    if settings.database.url or settings.database.service_urls:
-        raise StartupError(
-            "latency measures the embedded PostgreSQL: unset TALLYSTICK_DATABASE__URL and "
-            "TALLYSTICK_DATABASE__SERVICE_URLS."
-        )
+    require_embedded_postgres(settings, "latency")
     shutil.rmtree(DATABASE_FOLDER, ignore_errors=True)
     rows: dict[str, dict[str, Any]] = {}
     with open_databases(settings, print_status, folder=DATABASE_FOLDER) as database_urls:
@@ -61,7 +57,7 @@ async def _measure(
             callers,
             seconds,
             print_status,
-            lambda: read_cpu_seconds(pids),
+            lambda _: read_cpu_seconds(pids),
         )
 
 

@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from tallystick_server.app.errors import StartupError
 
@@ -75,13 +76,13 @@ async def measure_interleaved(
     in_flight: int,
     seconds: float,
     print_status: StatusPrinter,
-    read_cpu_seconds: Callable[[], float] = time.process_time,
+    read_cpu_seconds: Callable[[str], float] = lambda _: time.process_time(),
 ) -> dict[str, LoadResult]:
     """Measures each call for `seconds`, in short rounds that alternate. So a machine that changes
     its pace changes it for all of them.
 
     `in_flight`: calls in flight. `read_cpu_seconds`: the processor time so far of the processes
-    whose cost is measured. Raises StartupError if no call of one kind ends in time.
+    whose cost is measured for a name. Raises StartupError if no call of one kind ends in time.
     """
     numbers = itertools.count()
     rounds = max(round(seconds / _ROUND_SECONDS), 1)
@@ -90,7 +91,12 @@ async def measure_interleaved(
         # in random order, so that none always follows the same one; no secret
         for name, call in sorted(calls.items(), key=lambda _: random.random()):  # noqa: S311
             await _measure_round(
-                loads[name], call, numbers, in_flight, seconds / rounds, read_cpu_seconds
+                loads[name],
+                call,
+                numbers,
+                in_flight,
+                seconds / rounds,
+                partial(read_cpu_seconds, name),
             )
         rates = ", ".join(
             f"{name} {len(load.rounds[-1]) * rounds / seconds:.1f}/s"

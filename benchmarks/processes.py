@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
+from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.errors import StartupError
 from tallystick_server.app.services import find_spec
@@ -160,5 +161,16 @@ def read_cpu_seconds(pids: Collection[int]) -> float:
 
 
 def read_postgres_pid(folder: Path = DATABASE_FOLDER) -> int:
-    """The pid of the embedded PostgreSQL in a folder."""
+    """The pid of the embedded PostgreSQL of a benchmark, whose database is in `folder`."""
     return int((folder / "postgres" / "data" / "postmaster.pid").read_text().split()[0])
+
+
+def require_embedded_postgres(settings: Settings, benchmark: str) -> None:
+    """Raises StartupError if the database of a benchmark is not the embedded one, whose processor
+    time it measures.
+    """
+    if settings.database.url or settings.database.service_urls:
+        raise StartupError(
+            f"{benchmark} measures the embedded PostgreSQL: unset TALLYSTICK_DATABASE__URL and "
+            "TALLYSTICK_DATABASE__SERVICE_URLS."
+        )

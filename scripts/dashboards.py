@@ -439,10 +439,10 @@ PROCESSES = Dashboard(
         ),
         _chart(
             "Lost spans",
-            "Those that MonitoringService did not store in the last hour.",
+            "Those of the last hour that were to be kept and are lost.",
             _COUNT,
-            "sum by (instance) (increase(tallystick_spans_lost_total[1h]))",
-            "{{instance}}",
+            "sum by (instance, reason) (increase(tallystick_spans_lost_total[1h]))",
+            "{{instance}} {{reason}}",
         ),
     ),
 )

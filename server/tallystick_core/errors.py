@@ -58,6 +58,20 @@ class ErrorReason(StrEnum):
     INTERNAL = "INTERNAL"
 
 
+FAULTS = frozenset(
+    {
+        ErrorReason.INTERNAL,
+        ErrorReason.DEPENDENCY_UNAVAILABLE,
+        ErrorReason.PROVIDER_UNAVAILABLE,
+        ErrorReason.DEADLINE_EXCEEDED,
+        ErrorReason.QUERY_TOO_SLOW,
+    }
+)
+"""The reasons that are a fault of the platform, or of what it depends on. A caller can cause all
+others at will, so they are no failures in a trace.
+"""
+
+
 class ApiError(Exception):
     """A call or an item is rejected. Carries a reason for machines, a message for humans, and the
     invalid field, if there is one.

@@ -21,7 +21,7 @@ import psycopg
 import pytest
 from aiohttp import web
 
-from tallystick import Client, ClientSettings, InternalError
+from tallystick import Client, ClientSettings, InternalError, InvalidArgumentError
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick_server.app.configuration import load
 from tallystick_server.app.configuration.secrets import secrets_of
@@ -133,6 +133,21 @@ def test_each_line_of_a_served_process_is_a_json_object(scratch_database: Databa
         assert secret not in text
 
 
+def test_normal_work_has_no_line_above_info(scratch_database: DatabaseUrls) -> None:
+    """A payment, a decline and a caller's invalid input."""
+    with (
+        served(scratch_database, TALLYSTICK_LOGS__LEVEL="INFO") as (address, lines),
+        caller(address) as client,
+    ):
+        assert create_payment(client, "2.00").is_payment_done
+        assert not create_payment(client, "3.00", token="tok_decline").is_payment_done
+        with pytest.raises(InvalidArgumentError):
+            create_payment(client, "-1")
+    records = parsed(lines)
+    assert {record["level"] for record in records} == {"INFO"}, records
+    assert {record["event"] for record in records} == {"process.step"}
+
+
 def test_lines_of_an_operation_have_the_trace_of_its_payment(
     scratch_database: DatabaseUrls,
 ) -> None:
@@ -226,6 +241,18 @@ def test_a_line_break_in_a_value_begins_no_line(own_log: logging.Logger) -> None
     text = line_of(logs.TextFormatter(), own_log, "%s", value)
     assert len(text.splitlines()) == 1
     assert text.isprintable()
+
+
+def test_the_text_of_an_error_begins_no_line(own_log: logging.Logger) -> None:
+    """In a traceback for a person: its lines are indented, and nothing changes the terminal."""
+    value = "a\n2026-11-30T00:00:00Z ERROR forged\r\n\u2028b\x1b[31m\x00"
+    text = line_of(logs.TextFormatter(), own_log, "failed", exc_info=error_of(value))
+    first_line, *traceback = text.split("\n")
+    assert first_line.endswith(" ERROR tests.own - failed")
+    assert "  2026-11-30T00:00:00Z ERROR forged\\r" in traceback
+    for line in traceback:
+        assert line.startswith("  ")
+        assert line.isprintable()
 
 
 @pytest.mark.parametrize("formatter", [logs.JsonFormatter(), logs.TextFormatter()])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from uuid import uuid4
 
 import psycopg
+import pytest
 from sqlalchemy import make_url
 
 from tallystick import Client
@@ -15,11 +18,18 @@ from tallystick.monitoring.v1 import monitoring_service_pb2 as pb
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.database.roles import role_names
-from tallystick_server.observability import metrics
+from tallystick_server.app.metrics_recording import MetricsRecorder
+from tallystick_server.observability import metrics, names
+from tallystick_server.observability.metrics import Counter
+from tallystick_server.rpc.authentication import NoAuthentication
+from tallystick_server.rpc.call import Call
+from tallystick_server.rpc.server import RpcServer
+from tallystick_server.rpc.service_client import ServiceClient
 from tests.support.health import is_serving
 from tests.support.payments import create_payment
 from tests.support.platform import eventually, free_address, serve_platform
 from tests.support.processes import UNREACHABLE_URL, environment_of, running_process
+from tests.support.rpc import UniformHandlers, serve_rpc
 
 _CALLS = "rpc.server.call.duration"
 _CREATE_PAYMENT = "rpc.method=tallystick.payment.v1.PaymentService/CreatePayment"
@@ -152,3 +162,48 @@ def test_a_process_starts_without_the_database_of_metrics(scratch_database: Data
         service = "tallystick.monitoring.v1.MonitoringService"
         assert eventually(lambda: not is_serving(address, service))
         assert is_serving(address)
+
+
+class _Receiver(UniformHandlers):
+    """A MonitoringService that notes the series of each request."""
+
+    def __init__(self) -> None:
+        super().__init__(dict)
+        self.requests: list[list[str]] = []
+
+    async def BatchRecordSamples(
+        self, request: pb.BatchRecordSamplesRequest, _call: Call
+    ) -> pb.BatchRecordSamplesResponse:
+        metric_names = [metric.metric for metric in request.metrics]
+        assert len(set(metric_names)) == len(metric_names)
+        series = [series for metric in request.metrics for series in metric.series]
+        self.requests.append([item.attributes["service"] for item in series])
+        return pb.BatchRecordSamplesResponse(recorded_count=len(series))
+
+
+def test_of_too_many_series_each_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 2,500 series that always change, each request has 1,000, and three have all of them. What
+    a request leaves out is counted.
+    """
+    first, second = Counter(names.LEASES_LOST), Counter(names.EVENTS_REJECTED)
+    monkeypatch.setattr(metrics, "COUNTERS", (first, second))
+    monkeypatch.setattr(metrics, "GAUGES", ())
+    monkeypatch.setattr(metrics, "HISTOGRAMS", ())
+    services = [f"service-{number}" for number in range(2_500)]
+
+    receiver = _Receiver()
+
+    async def run(address: str) -> None:
+        service_client = ServiceClient()
+        recorder = MetricsRecorder(service_client, address, "x", uuid4(), 3600)
+        for _ in range(3):
+            for number, service in enumerate(services):
+                (first if number % 2 else second).add(1, service)
+            await recorder.run_once()
+        assert recorder._dropped_count == 1_500
+        await service_client.close()
+
+    with serve_rpc(RpcServer(NoAuthentication()), {"MonitoringService": receiver}) as (address, _):
+        asyncio.run(run(address))
+    assert [len(request) for request in receiver.requests] == [1_000] * 3
+    assert {service for request in receiver.requests for service in request} == {*services}

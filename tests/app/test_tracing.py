@@ -18,14 +18,19 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any, ClassVar
 
 import grpc
+import httpx
 import pytest
+from aiohttp import web
 from opentelemetry import trace
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from tallystick import Client, new_order
 from tallystick_server.app.database.connections import DatabaseUrls
-from tallystick_server.observability.tracing import TracedDatabase
+from tallystick_server.http.request import Request
+from tallystick_server.http.routing import Route
+from tallystick_server.http.server import HttpLimits, HttpServer
+from tallystick_server.observability.tracing import TracedDatabase, current_context
 from tallystick_server.operations.batcher import Batcher
 from tallystick_storage.sql import Connection
 from tests.support.errors import from_rpc
@@ -264,17 +269,18 @@ def test_spans_are_exported_to_the_configured_endpoint(scratch_database: Databas
 _EXPORT_SCRIPT = """
 import sys
 from opentelemetry import trace
-from tallystick_server.observability import tracing
+from tallystick_server.observability import metrics, tracing
 flush = tracing.configure("x", sys.argv[1], 1.0)
 with trace.get_tracer("x").start_as_current_span("one"):
     pass
 flush()
+print(metrics.SPANS_LOST.observe())
 """
 
 
 def test_an_export_that_fails_shows_no_url() -> None:
     """The log reports that spans could not be sent, without the endpoint, which may contain a
-    password or a token.
+    password or a token. They are counted.
     """
     run = subprocess.run(
         [sys.executable, "-c", _EXPORT_SCRIPT, "http://us:secret@host:99999999"],
@@ -285,6 +291,31 @@ def test_an_export_that_fails_shows_no_url() -> None:
     )
     assert "Failed to export spans batch" in run.stderr
     assert "secret" not in run.stderr
+    assert run.stdout == "{('not_exported',): 1}\n"
+
+
+def test_a_request_by_http_records_no_trace() -> None:
+    """The HTTP server authenticates nobody itself: what it does for a request has the trace id of
+    the caller, and is not recorded, whatever the caller asks for.
+    """
+    trace_id = f"{random.getrandbits(127) + 2**127:032x}"
+    contexts = []
+
+    async def respond(_: Request) -> web.StreamResponse:
+        contexts.append(current_context())
+        return web.Response()
+
+    async def request() -> None:
+        server = HttpServer([Route("GET", "/x", respond)], HttpLimits())
+        host, _, port = (address := free_address()).rpartition(":")
+        listener = await asyncio.get_running_loop().create_server(server.connect, host, int(port))
+        async with listener, httpx.AsyncClient() as client:
+            header = {"traceparent": f"00-{trace_id}-{random.getrandbits(63) + 1:016x}-01"}
+            await client.get(f"http://{address}/x", headers=header)
+
+    asyncio.run(request())
+    (context,) = contexts
+    assert (f"{context.trace_id:032x}", context.trace_flags.sampled) == (trace_id, False)
 
 
 def test_ids_do_not_use_the_global_random_generator(client: Client) -> None:

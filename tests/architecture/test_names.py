@@ -161,6 +161,36 @@ def test_log_lines_have_an_event() -> None:
             assert level == event.level, f"{file}:{node.lineno}"
 
 
+_NAMED_BY_THEIR_ERROR = {
+    "%s": "ServiceCallRejected names the method",
+    "the database rejected an item: %s": "ConstraintViolation names the constraint",
+    "%s The certificate and key that were loaded before stay in use.": "it names the file",
+}
+
+
+def test_severe_log_lines_name_what_they_are_about() -> None:
+    """Each line at WARNING or above has a value in its text: the id of a resource, a service, a
+    provider, or a method. Or it is about this process as a whole, and says so: every line has the
+    process and its service. The text of an error alone may name nothing.
+    """
+    for file, node in _nodes():
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and ast.unparse(node.func.value) == "log"
+            and node.func.attr in ("warning", "error", "exception", "critical")
+        ):
+            message = ast.literal_eval(node.args[0])
+            values = [ast.unparse(value) for value in node.args[1:]]
+            names_something = (
+                set(values) - {"error"}
+                or "this process" in message
+                or re.search(r"\b[A-Z][a-z]+Service\b", message)
+                or message in _NAMED_BY_THEIR_ERROR
+            )
+            assert names_something, f"{file}:{node.lineno}"
+
+
 @pytest.mark.parametrize("declared", [names.METRICS, names.SPANS, names.LOG_EVENTS])
 def test_names_are_unique(declared: tuple[object, ...]) -> None:
     texts = [str(getattr(item, "name", "") or item) for item in declared]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,14 @@ from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tests.support.charges import WAIT_FOR_ACCEPTANCE, wait_for_dead_letter
 from tests.support.metrics import scrape
 from tests.support.payments import create_payment
-from tests.support.platform import ROOT, eventually, free_address, serve_platform
+from tests.support.platform import (
+    ROOT,
+    ServedPlatform,
+    eventually,
+    free_address,
+    serve_platform,
+)
+from tests.support.prometheus import run_prometheus
 from tests.support.promql import check_names, exported_metrics, labels_in, metrics_in, promtool
 
 _FOLDER = ROOT / "deploy" / "grafana" / "dashboards"
@@ -60,11 +68,10 @@ def test_an_expression_names_what_exists(target: Mapping[str, Any]) -> None:
     assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= labels
 
 
-def test_a_running_platform_exports_what_the_dashboards_show(
-    scratch_database: DatabaseUrls,
-) -> None:
-    """After a payment, and a charge that is a dead letter with an alert, a scrape has each metric
-    of the dashboards, except those that need a fault or a webhook.
+@contextmanager
+def busy_platform(databases: DatabaseUrls) -> Iterator[ServedPlatform]:
+    """A platform that exports metrics, after a payment, and a charge that is a dead letter with an
+    alert.
     """
     settings = Settings().replace(
         metrics__listen=free_address(),
@@ -72,18 +79,53 @@ def test_a_running_platform_exports_what_the_dashboards_show(
         worker__monitor_interval=0.1,
         reconciliation__posting_interval=0.1,
     )
-    expected_names = set().union(*(metrics_in(target["expr"]) for target in _TARGETS))
-    expected_names -= {"up", *_ONLY_AT_TIMES}
-    with serve_platform(scratch_database, settings) as platform, platform.client() as client:
+    with serve_platform(databases, settings) as platform, platform.client() as client:
         create_payment(client, "5.00")
         payment = create_payment(client, "7.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
         wait_for_dead_letter(client, payment)
+        yield platform
+
+
+def test_a_running_platform_exports_what_the_dashboards_show(
+    scratch_database: DatabaseUrls,
+) -> None:
+    """A scrape has each metric of the dashboards, except those that need a fault or a webhook."""
+    expected_names = set().union(*(metrics_in(target["expr"]) for target in _TARGETS))
+    expected_names -= {"up", *_ONLY_AT_TIMES}
+    with busy_platform(scratch_database) as platform:
 
         def missing() -> set[str]:
             return expected_names - {name for name, _, _ in scrape(platform).samples}
 
         eventually(lambda: not missing())
         assert not missing()
+
+
+def test_prometheus_evaluates_each_rule_and_each_expression(
+    scratch_database: DatabaseUrls, tmp_path: Path
+) -> None:
+    """A running Prometheus scrapes a platform, and has no error in any rule. Each expression of the
+    dashboards has a value, except those that need an error or a webhook. An open alert fires.
+    """
+    unseen = {
+        target["expr"]
+        for target in _TARGETS
+        if not metrics_in(target["expr"]) & _ONLY_AT_TIMES
+        and 'error_type!=""' not in target["expr"]
+    }
+    with (
+        busy_platform(scratch_database) as platform,
+        run_prometheus(platform.settings.metrics.listen, tmp_path) as prometheus,
+    ):
+
+        def query_unseen() -> set[str]:
+            unseen.difference_update([item for item in unseen if prometheus.query(item)])
+            return unseen
+
+        assert eventually(lambda: not query_unseen(), 60), unseen
+        assert eventually(lambda: {rule["health"] for rule in prometheus.rules()} == {"ok"}, 60)
+        fires = 'ALERTS{alertname="TallystickDeadLetter"}'
+        assert eventually(lambda: prometheus.query(fires), 60)
 
 
 def test_each_metric_is_on_a_dashboard() -> None:

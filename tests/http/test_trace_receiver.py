@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import secrets
 from collections.abc import Iterator
 
 import httpx
@@ -17,11 +18,14 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.trace import Status, StatusCode
 
+from tallystick.monitoring.v1 import monitoring_service_pb2
 from tallystick_core.access import Role
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.services import HTTP_SERVER, service_names
+from tallystick_server.http.trace_receiver import trace_route
 from tests.support.callers import settings_with_callers, token_of
+from tests.support.http import serve_routes
 from tests.support.json_calls import reason_of
 from tests.support.platform import ServedPlatform, serve_platform
 
@@ -83,6 +87,65 @@ def test_spans_of_opentelemetry_are_returned_by_trace(http: ServedPlatform) -> N
     assert "ada" not in str(response)
     listed = httpx.get(f"{http.url}/v1/traces", params={"name": "checkout"}).json()
     assert [trace["trace_id"] for trace in listed["traces"]] == [trace_id]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "GET /cards/4242424242424242",
+        "GET /cards/4242-4242-4242-4242",
+        "charge card4242424242424242",
+        "GET /users/ada@mail.example",
+        "GET /users/ada%40mail.example",
+        "GET /accounts/GB33BUKB20201555555555",
+        "SMS to 4915112345678",
+        "GET /users/Zoë",
+    ],
+)
+def test_personal_data_in_a_name_is_not_stored(http: ServedPlatform, name: str) -> None:
+    """Programs put the path of a request into the name of a span: one with a number of a card, an
+    account or a telephone, or an e-mail address, is stored without it.
+    """
+    trace_id = secrets.token_hex(16)
+    export = new_export(1)
+    export.resource_spans[0].resource.attributes.add(key="service.name").value.string_value = name
+    span = export.resource_spans[0].scope_spans[0].spans[0]
+    span.trace_id, span.name = bytes.fromhex(trace_id), name
+    span.attributes.add(key="http.route").value.string_value = name
+    assert post(http, export.SerializeToString()).status_code == 200
+    response = httpx.get(f"{http.url}/v1/traces/{trace_id}").json()
+    (stored,) = response["spans"]
+    assert stored["name"] == stored["service_name"] == "_OTHER"
+    assert stored["attributes"] == {"http.route": "_OTHER"}
+    assert response["trace"]["name"] == response["trace"]["service_name"] == "_OTHER"
+
+
+def test_only_attributes_that_are_stored_are_forwarded() -> None:
+    """Others stay in the HTTP server: they may hold personal data."""
+    export = new_export(1)
+    (resource_spans,) = export.resource_spans
+    resource_spans.resource.attributes.add(key="host.name").value.string_value = "ada-laptop"
+    span = resource_spans.scope_spans[0].spans[0]
+    span.attributes.add(key="enduser.id").value.string_value = "ada"
+    span.attributes.add(key="http.request.method").value.string_value = "GET"
+    forwarded: list[monitoring_service_pb2.BatchRecordSpansRequest] = []
+
+    async def record(
+        request: monitoring_service_pb2.BatchRecordSpansRequest, **_: object
+    ) -> monitoring_service_pb2.BatchRecordSpansResponse:
+        forwarded.append(request)
+        return monitoring_service_pb2.BatchRecordSpansResponse()
+
+    with serve_routes(
+        lambda: [trace_route(record, {"http.request.method"}, authenticates=False)]
+    ) as url:
+        response = httpx.post(
+            f"{url}/v1/traces", content=export.SerializeToString(), headers=_CONTENT_TYPE
+        )
+    assert response.status_code == 200
+    (message,) = [span for request in forwarded for span in request.spans]
+    assert dict(message.attributes) == {"http.request.method": "GET"}
+    assert "ada" not in str(message)
 
 
 def test_a_request_is_answered_in_protobuf(http: ServedPlatform) -> None:

@@ -4,7 +4,6 @@ violates it, and is rejected.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import psycopg
@@ -14,7 +13,7 @@ from tallystick.reconciliation.v1 import reconciliation_pb2
 from tallystick.reconciliation.v1 import reconciliation_service_pb2 as pb
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
-from tests.support.constraints import EMPTY_TEXT, execute_as, insert_event
+from tests.support.constraints import EMPTY_TEXT, copy_of, execute_as, insert_event
 from tests.support.platform import fresh_database, serve_platform
 from tests.support.reconciliation import (
     Provider,
@@ -66,15 +65,6 @@ def filled_database(
                 )
             )
         yield databases
-
-
-def copy_of(table: str, where: str, **values: object) -> str:
-    """An insert of the rows of a table that `where` selects, with other values in some columns."""
-    changes = json.dumps(values).replace("'", "''")
-    return (
-        f"insert into {table} select (jsonb_populate_record(null::{table}, "
-        f"to_jsonb(s) || '{changes}')).* from {table} s where {where}"
-    )
 
 
 def change_break(

@@ -23,7 +23,7 @@ from tallystick_core.access import Role
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.services import HTTP_SERVER, SERVICES, service_names
-from tallystick_server.app.shown_settings import show_settings
+from tallystick_server.app.settings_display import show_settings
 from tallystick_server.app.statement_upload import read_statement
 from tallystick_server.http.console.calls import PublicCalls
 from tallystick_server.http.console.pages.settings import SettingsPage

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import psycopg
 
 from tallystick_server.app.database.connections import DatabaseUrls
@@ -21,6 +23,15 @@ def execute_as(databases: DatabaseUrls, service: str, sql: str, role: str = "") 
         except psycopg.Error as error:
             return error.sqlstate or "?"
     return ""
+
+
+def copy_of(table: str, where: str = "true", **values: object) -> str:
+    """An insert of the rows of a table that `where` selects, with other values in some columns."""
+    changes = json.dumps(values).replace("'", "''")
+    return (
+        f"insert into {table} select (jsonb_populate_record(null::{table}, "
+        f"to_jsonb(s) || '{changes}')).* from {table} s where {where}"
+    )
 
 
 def insert_event(aggregate: str, version: int, request: str = "'x'") -> str:

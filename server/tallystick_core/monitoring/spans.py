@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from tallystick_core.card_numbers import contains_card_number
-
 MAX_SPANS_OF_TRACE = 2_000
 ALLOWED_ATTRIBUTES = frozenset(
     {
@@ -28,11 +26,17 @@ ALLOWED_ATTRIBUTES = frozenset(
 """The attributes with few values, known before. All others are left out."""
 OTHER = "_OTHER"
 _NAME = re.compile(r"[A-Za-z0-9_./{}<>:* -]{1,200}", re.ASCII)
+_DIGIT = re.compile(r"[0-9]", re.ASCII)
+_MAX_DIGITS = 6
+"""Numbers of cards, accounts, telephones and customers have more."""
 
 
 def safe_name(text: str) -> str:
-    """The name of a span or a process, or _OTHER if it has a form that names do not have."""
-    return text if _NAME.fullmatch(text) and not contains_card_number(text) else OTHER
+    """The name of a span or a process, or _OTHER if it has a form that names do not have, or
+    more digits than a name has.
+    """
+    is_name = _NAME.fullmatch(text) and len(_DIGIT.findall(text)) <= _MAX_DIGITS
+    return text if is_name else OTHER
 
 
 def safe_attributes(attributes: Mapping[str, str]) -> dict[str, str]:

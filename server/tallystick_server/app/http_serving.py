@@ -13,6 +13,7 @@ import grpc
 from tallystick.monitoring.v1 import monitoring_service_pb2_grpc
 from tallystick.payment.v1 import payment_service_pb2_grpc
 from tallystick.payout.v1 import payout_service_pb2_grpc
+from tallystick_core.monitoring.spans import ALLOWED_ATTRIBUTES
 from tallystick_core.provider.webhook import WebhookSource, WebhookSubject
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.configuration.settings import HttpSection
@@ -28,8 +29,8 @@ from tallystick_server.app.services import (
     process_name,
     service_names,
 )
-from tallystick_server.app.shown_settings import show_settings
-from tallystick_server.app.span_recording import SpanRecorder, create_recorders
+from tallystick_server.app.settings_display import show_settings
+from tallystick_server.app.span_recording import SpanRecorder, check_span_store, create_recorders
 from tallystick_server.app.statement_upload import read_statement
 from tallystick_server.app.tls import ServerCertificate, load_certificate, service_connector
 from tallystick_server.http.console.calls import PublicCalls
@@ -117,6 +118,7 @@ async def start_http_process(settings: Settings) -> HttpProcess:
         raise StartupError(
             "TALLYSTICK_HTTP__LISTEN must be an address for serve http, such as 127.0.0.1:7080."
         )
+    check_span_store(settings, settings.service_addresses)
     name = process_name([HTTP_SERVER])
     metrics_export = await start_metrics_export(name, settings)
     http_server = await start_http_server(settings, settings.service_addresses)
@@ -160,6 +162,7 @@ async def start_http_server(
                 service_client.stub(
                     monitoring_service_pb2_grpc.MonitoringServiceStub, addresses["monitoring"]
                 ).BatchRecordSpans,
+                ALLOWED_ATTRIBUTES,
                 authenticates=settings.authentication != "none",
             ),
             *_status_page(service_client, addresses).routes(),

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 from tallystick.monitoring.v1 import monitoring_pb2, monitoring_service_pb2_grpc
@@ -34,6 +34,16 @@ _KINDS = {
 _SeriesKey = tuple[str, tuple[tuple[str, str], ...]]
 
 
+class _Sent(NamedTuple):
+    """The values of a series that were accepted last, and the sequence of their request."""
+
+    sequence: int
+    snapshot: SeriesSnapshot | None
+
+
+_NEVER = _Sent(0, None)
+
+
 def records_metrics(settings: Settings, addresses: Mapping[str, str]) -> bool:
     """Whether processes with these addresses send their metrics to MonitoringService."""
     return bool(settings.monitoring.record_interval and addresses.get(SERVICE))
@@ -58,7 +68,7 @@ class MetricsRecorder:
         self._process_name = process_name
         self._process_id = str(process_id)
         self._sequence = 0
-        self._sent: dict[_SeriesKey, SeriesSnapshot] = {}
+        self._sent: dict[_SeriesKey, _Sent] = {}
         self._dropped_count = 0
         self._is_failing = False
         self._task = Periodic("metrics.recording", interval_seconds, self.run_once)
@@ -77,9 +87,9 @@ class MetricsRecorder:
 
     async def run_once(self) -> None:
         """Sends what has changed since the last request that was accepted."""
-        changed = [item for item in metrics.snapshot() if self._has_changed(item)]
-        series = changed[:_MAX_SERIES]
         self._sequence += 1
+        changed = [item for item in metrics.snapshot() if self._has_changed(item)]
+        series = self._select(changed)
         request = pb.BatchRecordSamplesRequest(
             process_id=self._process_id,
             process_name=self._process_name,
@@ -104,12 +114,22 @@ class MetricsRecorder:
                 extra=names.RECORDING_RESUMED.extra,
             )
         self._is_failing = False
-        self._sent.update((_key_of(item), item) for item in series)
+        self._sent.update((_key_of(item), _Sent(self._sequence, item)) for item in series)
         self._count_dropped(response.dropped_count + len(changed) - len(series))
 
     def _has_changed(self, item: SeriesSnapshot) -> bool:
         """Whether a series must be sent. A gauge is always: without a value it is not known."""
-        return item.metric.kind is MetricKind.GAUGE or self._sent.get(_key_of(item)) != item
+        sent = self._sent.get(_key_of(item))
+        return item.metric.kind is MetricKind.GAUGE or sent is None or sent.snapshot != item
+
+    def _select(self, changed: Sequence[SeriesSnapshot]) -> Sequence[SeriesSnapshot]:
+        """The series of a request, by metric. Of too many those that were not sent for longest, so
+        each is sent at last.
+        """
+        if len(changed) <= _MAX_SERIES:
+            return changed
+        oldest = sorted(changed, key=lambda item: self._sent.get(_key_of(item), _NEVER).sequence)
+        return sorted(oldest[:_MAX_SERIES], key=lambda item: item.metric.name)
 
     def _count_dropped(self, count: int) -> None:
         if count and not self._dropped_count:

@@ -167,6 +167,7 @@ class DatabaseHealth:
             await asyncio.to_thread(database.close)
 
     async def _poll(self, key: tuple[object, ...]) -> None:
+        services = ", ".join(sorted(self._services_by_database.get(key, ())))
         while True:
             await asyncio.sleep(_POLL_INTERVAL_SECONDS)
             try:
@@ -177,13 +178,19 @@ class DatabaseHealth:
                 self._failure_counts[key] += 1
                 if self._failure_counts[key] == _MAX_FAILURES:
                     log.warning(
-                        "the database does not answer (%s): health is NOT_SERVING until it does",
+                        "the database of %s does not answer (%s): health is NOT_SERVING until it "
+                        "does",
+                        services,
                         str(error) or "no answer in time",
                         extra=names.DATABASE_UNAVAILABLE.extra,
                     )
             else:
                 if self._failure_counts[key] >= _MAX_FAILURES:
-                    log.warning("the database answers again", extra=names.DATABASE_AVAILABLE.extra)
+                    log.warning(
+                        "the database of %s answers again",
+                        services,
+                        extra=names.DATABASE_AVAILABLE.extra,
+                    )
                 self._failure_counts[key] = 0
             await self._publish()
 

@@ -40,7 +40,7 @@ from tallystick_server.app.services import (
     process_name,
     stop_order,
 )
-from tallystick_server.app.span_recording import SpanRecorder, create_recorders
+from tallystick_server.app.span_recording import SpanRecorder, check_span_store, create_recorders
 from tallystick_server.app.tls import ServerCertificate, load_certificate, service_connector
 from tallystick_server.app.wiring import Dependencies, Service, Wiring
 from tallystick_server.observability import tracing
@@ -187,6 +187,7 @@ async def _start(
         addresses = {**addresses, **dict.fromkeys(service_names, internal_address)}
     for spec in specs:
         check_addresses(spec.name, spec.dependencies, addresses)
+    check_span_store(settings, addresses)
     services = Wiring(settings, urls, addresses, service_client, dependencies).build(specs)
     health_servicer = health.aio.HealthServicer()
     rpc_servers, servers = create_servers(

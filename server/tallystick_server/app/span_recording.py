@@ -13,6 +13,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from tallystick.monitoring.v1 import monitoring_service_pb2, monitoring_service_pb2_grpc, trace_pb2
 from tallystick_core.errors import ApiError
 from tallystick_server.app.configuration import Settings
+from tallystick_server.app.errors import StartupError
 from tallystick_server.app.metrics_recording import SERVICE, MetricsRecorder, create_recorder
 from tallystick_server.observability import metrics
 from tallystick_server.observability.tracing import finished_spans
@@ -33,8 +34,8 @@ _KINDS = {
 
 
 class SpanRecorder:
-    """Sends the spans that have ended, once a second. Those of a failed request are lost, and
-    counted.
+    """Sends the spans that have ended, once a second. Those of a failed request are lost. All that
+    are not stored are counted.
     """
 
     def __init__(self, service_client: ServiceClient, address: str) -> None:
@@ -59,11 +60,14 @@ class SpanRecorder:
             request = monitoring_service_pb2.BatchRecordSpansRequest(
                 spans=[_to_message(span) for span in spans]
             )
+            lost_count = len(spans)
             try:
-                await self._service_client.call(self._send, request)
+                response = await self._service_client.call(self._send, request)
+                lost_count = response.dropped_count
             except (ApiError, ServiceCallRejected):
-                metrics.SPANS_LOST.add(len(spans))
                 return
+            finally:
+                metrics.SPANS_LOST.add(lost_count, "not_stored")
 
     async def _send(
         self, request: Any, **options: Any
@@ -74,6 +78,16 @@ class SpanRecorder:
         return response
 
 
+def check_span_store(settings: Settings, addresses: Mapping[str, str]) -> None:
+    """Raises StartupError if spans are to be stored, and there is no address for them."""
+    if settings.tracing.store_spans and not addresses.get(SERVICE):
+        raise StartupError(
+            "tracing.store_spans (TALLYSTICK_TRACING__STORE_SPANS) needs the address of "
+            "MonitoringService in service_addresses (TALLYSTICK_SERVICE_ADDRESSES), such as "
+            "monitoring=127.0.0.1:7076."
+        )
+
+
 def create_recorders(
     process_name: str,
     settings: Settings,
@@ -82,7 +96,7 @@ def create_recorders(
 ) -> list[MetricsRecorder | SpanRecorder]:
     """What this process sends to MonitoringService."""
     recorders: list[MetricsRecorder | SpanRecorder] = []
-    if settings.tracing.store_spans and addresses.get(SERVICE):
+    if settings.tracing.store_spans:
         recorders.append(SpanRecorder(service_client, addresses[SERVICE]))
     metrics_recorder = create_recorder(process_name, settings, service_client, addresses)
     return [*recorders, metrics_recorder] if metrics_recorder else recorders

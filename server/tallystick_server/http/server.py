@@ -107,7 +107,7 @@ class HttpServer:
         self._request_count += 1
         self._idle.clear()
         try:
-            with resume_trace(caller_trace(http_request.headers)):
+            with resume_trace(caller_trace(http_request.headers, is_authenticated=False)):
                 response = await self._answer(request)
         finally:
             self._request_count -= 1
@@ -129,7 +129,11 @@ class HttpServer:
         except ConnectionError:
             raise
         except Exception:
-            log.exception("a request failed", extra=names.CALL_FAILED.extra)
+            log.exception(
+                "a %s request to the HTTP server failed",
+                request.http.method,
+                extra=names.CALL_FAILED.extra,
+            )
             return rejection(
                 HttpError(
                     ApiError(

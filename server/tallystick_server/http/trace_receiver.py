@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from typing import Any
 
 import grpc
@@ -26,6 +26,7 @@ _CONTENT_TYPE = "application/x-protobuf"
 _TIMEOUT_SECONDS = 10.0
 _MAX_SPANS = 10_000  # of a request; OpenTelemetry sends 512
 _MAX_GROUPS = 1_000  # by resource, and by instrumentation scope
+_SERVICE_NAME = "service.name"
 
 _KINDS = {
     otlp.Span.SPAN_KIND_INTERNAL: trace_pb2.SPAN_KIND_INTERNAL,
@@ -37,8 +38,11 @@ _KINDS = {
 RecordSpans = Callable[..., Awaitable[monitoring_service_pb2.BatchRecordSpansResponse]]
 
 
-def trace_route(record: RecordSpans, *, authenticates: bool) -> Route:
-    """The route. `record`: BatchRecordSpans, which decides who may call it. If the platform does
+def trace_route(
+    record: RecordSpans, attribute_names: Collection[str], *, authenticates: bool
+) -> Route:
+    """The route. `record`: BatchRecordSpans, which decides who may call it. `attribute_names`: of
+    the attributes that are forwarded. If the platform does
     not authenticate callers, only requests to and from a loopback host are accepted.
     """
 
@@ -59,7 +63,7 @@ def trace_route(record: RecordSpans, *, authenticates: bool) -> Route:
                 timeout=_TIMEOUT_SECONDS,
                 metadata=metadata,
             )
-            spans = list(_read_spans(await _read_export(request)))
+            spans = list(_read_spans(await _read_export(request), attribute_names))
         except ApiError as error:
             raise HttpError(error) from None
         except grpc.aio.AioRpcError as error:
@@ -118,15 +122,19 @@ def _require_few(count: int, maximum: int, name: str) -> None:
         )
 
 
-def _read_spans(export: trace_service_pb2.ExportTraceServiceRequest) -> Iterator[trace_pb2.Span]:
+def _read_spans(
+    export: trace_service_pb2.ExportTraceServiceRequest, attribute_names: Collection[str]
+) -> Iterator[trace_pb2.Span]:
     for item in export.resource_spans:
-        service_name = _texts(item.resource.attributes).get("service.name", "")
+        service_name = _texts(item.resource.attributes, (_SERVICE_NAME,)).get(_SERVICE_NAME, "")
         for scope in item.scope_spans:
             for span in scope.spans:
-                yield _to_message(span, service_name)
+                yield _to_message(span, service_name, attribute_names)
 
 
-def _to_message(span: otlp.Span, service_name: str) -> trace_pb2.Span:
+def _to_message(
+    span: otlp.Span, service_name: str, attribute_names: Collection[str]
+) -> trace_pb2.Span:
     nanoseconds = max(span.end_time_unix_nano - span.start_time_unix_nano, 0)
     message = trace_pb2.Span(
         trace_id=span.trace_id.hex(),
@@ -136,18 +144,21 @@ def _to_message(span: otlp.Span, service_name: str) -> trace_pb2.Span:
         kind=_KINDS.get(span.kind, trace_pb2.SPAN_KIND_UNSPECIFIED),
         service_name=service_name,
         failed=span.status.code == otlp.Status.STATUS_CODE_ERROR,
-        attributes=_texts(span.attributes),
+        attributes=_texts(span.attributes, attribute_names),
     )
-    seconds, message.start_time.nanos = divmod(span.start_time_unix_nano, 10**9)
-    message.start_time.seconds = min(seconds, 2**62)
+    message.start_time.seconds, message.start_time.nanos = divmod(span.start_time_unix_nano, 10**9)
     message.duration.seconds, message.duration.nanos = divmod(nanoseconds, 10**9)
     return message
 
 
-def _texts(attributes: Any) -> dict[str, str]:
-    """The attributes that are texts, numbers or booleans, as texts."""
+def _texts(attributes: Any, names: Collection[str]) -> dict[str, str]:
+    """The attributes of these names that are texts, numbers or booleans, as texts. Others may hold
+    personal data, and stay here.
+    """
     texts = {}
     for attribute in attributes:
+        if attribute.key not in names:
+            continue
         value: common_pb2.AnyValue = attribute.value
         match value.WhichOneof("value"):
             case "string_value":

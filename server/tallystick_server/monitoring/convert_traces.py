@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+
+from google.protobuf.duration_pb2 import Duration
 
 from tallystick.monitoring.v1 import monitoring_service_pb2 as pb
 from tallystick.monitoring.v1 import trace_pb2
@@ -20,6 +22,8 @@ _KINDS = EnumNames(trace_pb2.SpanKind.DESCRIPTOR)
 _TRACE_ID, _SPAN_ID = re.compile(r"[0-9a-f]{32}", re.ASCII), re.compile(r"[0-9a-f]{16}", re.ASCII)
 _MAX_NAME = 200
 _MAX_DURATION = timedelta(days=30)
+_MAX_TIME = datetime(9999, 1, 1, tzinfo=UTC)
+"""A span that begins before can end within the year 9999."""
 
 
 def parse_spans(request: pb.BatchRecordSpansRequest) -> list[SpanRow]:
@@ -45,9 +49,9 @@ def _parse_span(message: trace_pb2.Span) -> SpanRow:
     start_time = parse_time(message, "start_time")
     if start_time is None:
         raise ApiError(ErrorReason.FIELD_REQUIRED, "start_time is required.", field="start_time")
-    duration = timedelta(
-        seconds=message.duration.seconds, microseconds=message.duration.nanos // 1000
-    )
+    if start_time > _MAX_TIME:
+        raise _invalid("start_time", f"must be before the year {_MAX_TIME.year}")
+    duration = _parse_duration(message.duration)
     if not timedelta() <= duration <= _MAX_DURATION:
         raise _invalid("duration", f"must be between 0 and {_MAX_DURATION.days} days")
     return SpanRow(
@@ -73,13 +77,19 @@ def parse_trace_id(text: str) -> str:
 
 def parse_criteria(request: pb.ListTracesRequest) -> TraceCriteria:
     """Parses the filters of a list. Raises FIELD_INVALID."""
-    min_duration = timedelta(
-        seconds=min(request.min_duration.seconds, _MAX_DURATION.total_seconds()),
-        microseconds=request.min_duration.nanos // 1000,
-    )
+    min_duration = _parse_duration(request.min_duration)
     if min_duration < timedelta():
         raise _invalid("min_duration", "must not be negative")
     return TraceCriteria(request.failed, min_duration, parse_text(request.name, "name", _MAX_NAME))
+
+
+def _parse_duration(message: Duration) -> timedelta:
+    """A duration, to the microsecond. One beyond the limit of a span, before or after 0, is just
+    beyond it.
+    """
+    limit = int(_MAX_DURATION.total_seconds()) + 1
+    seconds = max(-limit, min(message.seconds, limit))
+    return timedelta(seconds=seconds, microseconds=message.nanos // 1000)
 
 
 def trace(row: TraceRow) -> trace_pb2.Trace:

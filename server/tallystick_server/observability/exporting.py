@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from tallystick_server.observability import metrics
 from tallystick_server.observability.metrics import Histogram, attributes_of
-from tallystick_server.observability.tracing import redact_errors
+from tallystick_server.observability.redaction import redact_errors
 
 _START_TIME_NS = time.time_ns()
 

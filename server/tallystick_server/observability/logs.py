@@ -34,7 +34,6 @@ _DATABASE_VALUES = re.compile(
     r".*?(?=\n\nThe above exception|\n\nDuring handling|\Z)",
     re.DOTALL,
 )
-# would begin another line, or change what a terminal shows
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -72,17 +71,20 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """Text for a person. A traceback has lines of its own, and nothing else has."""
+    """Text for a person. A traceback has lines of its own, which are indented, and nothing else
+    has: so no text of an error begins a line.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         context = _current_context()
-        message = _CONTROL.sub(lambda match: repr(match[0])[1:-1], _message_of(record))
+        message = _escape(_message_of(record))
         event = getattr(record, "event_name", "-")
         line = f"{_format_time(record)} {record.levelname} {record.name} {event} {message}"
         if context.is_valid:
             line += f" (trace {context.trace_id:032x})"
         exception = _exception_of(self, record)
-        return f"{line}\n{exception}" if exception else line
+        traceback = [f"  {_escape(part)}" for part in exception.split("\n") if part]
+        return "\n".join([line, *traceback])
 
 
 def configure(level: int) -> None:
@@ -136,6 +138,11 @@ def _set_format(line_format: str) -> None:
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
+def _escape(text: str) -> str:
+    """The text without characters that begin another line, or change what a terminal shows."""
+    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
+
+
 def _message_of(record: logging.LogRecord) -> str:
     return redact(record.getMessage())[:_MAX_MESSAGE]
 
@@ -163,7 +170,8 @@ def _log_thread_error(error: threading.ExceptHookArgs) -> None:
     """Logs what ended a thread; by default it is written past the log."""
     if error.exc_type is not SystemExit:
         log.error(
-            "a thread ended with an error",
+            "the thread %s ended with an error",
+            error.thread.name if error.thread else "",
             exc_info=(error.exc_type, error.exc_value, error.exc_traceback),  # type: ignore[arg-type]
             extra=names.THREAD_FAILED.extra,
         )

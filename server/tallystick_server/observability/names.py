@@ -307,7 +307,10 @@ SPANS_LOST = Metric(
     "tallystick.spans.lost",
     MetricKind.COUNTER,
     "{span}",
-    "Spans of this process that MonitoringService did not store, or that were too many.",
+    "Spans of this process that were to be kept and are lost. `reason`: `too_many` waited, or were "
+    "in one trace; MonitoringService `not_stored` them; the collector did not accept them, "
+    "`not_exported`.",
+    ("reason",),
 )
 
 METRICS = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

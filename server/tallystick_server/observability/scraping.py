@@ -92,7 +92,9 @@ class ScrapeServer:
         try:
             return _response(HTTPStatus.OK, await self._current_metrics())
         except Exception:
-            log.exception("metrics cannot be rendered", extra=names.SCRAPE_FAILED.extra)
+            log.exception(
+                "the metrics of this process cannot be rendered", extra=names.SCRAPE_FAILED.extra
+            )
             return _response(HTTPStatus.INTERNAL_SERVER_ERROR, b"See the log.\n")
 
     async def _current_metrics(self) -> bytes:

@@ -25,6 +25,8 @@ from opentelemetry.trace import (
 )
 from opentelemetry.util.types import Attributes
 
+from tallystick_server.observability import metrics
+
 UNDECIDED = TraceState([("tallystick", "undecided")])
 """The trace state of a trace that the platform began, or that its caller does not record. Each
 process decides for its own spans.
@@ -76,6 +78,7 @@ class _OpenTrace:
     open_count: int = 0
     is_kept: bool = False
     spans: list[ReadableSpan] = field(default_factory=list)
+    left_out_count: int = 0
 
 
 class TailSampler(SpanProcessor):
@@ -133,6 +136,8 @@ class TailSampler(SpanProcessor):
             if len(trace.spans) < self._max_spans:
                 trace.spans.append(span)
                 self._held_count += 1
+            else:
+                trace.left_out_count += 1
             if trace.open_count <= 0:
                 decided = self._decide(context.trace_id)
             else:
@@ -176,6 +181,8 @@ class TailSampler(SpanProcessor):
         self._kept.move_to_end(trace_id)
         while len(self._kept) > _MAX_KEPT:
             self._kept.popitem(last=False)
+        if trace.left_out_count:
+            metrics.SPANS_LOST.add(trace.left_out_count, "too_many")
         return trace.spans
 
     def _send(self, spans: Sequence[ReadableSpan]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import re
 import time
@@ -24,7 +23,7 @@ from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from tallystick_core.card_numbers import is_card_number
-from tallystick_core.errors import ApiError
+from tallystick_core.errors import FAULTS, ApiError
 from tallystick_server.observability import metrics, names
 from tallystick_server.observability.tail_sampling import (
     UNDECIDED,
@@ -77,7 +76,7 @@ class FinishedSpans(SpanProcessor):
         if len(self._spans) < _MAX_FINISHED_SPANS:
             self._spans.append(span)
         else:
-            metrics.SPANS_LOST.add(1)
+            metrics.SPANS_LOST.add(1, "too_many")
 
     def take(self, max_count: int) -> list[ReadableSpan]:
         """Removes and returns the oldest spans."""
@@ -120,32 +119,15 @@ def configure(
     sinks: list[SpanProcessor] = [finished_spans] if stores_spans else []
     if endpoint:
         # slow to import, and seldom needed
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415
-            OTLPSpanExporter,
-        )
+        from tallystick_server.observability.span_export import SpanExporter  # noqa: PLC0415
 
-        logging.getLogger(OTLPSpanExporter.__module__).addFilter(redact_errors)
-        sinks.append(
-            BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces"))
-        )
+        sinks.append(BatchSpanProcessor(SpanExporter(endpoint)))
     if slow_seconds is not None:
         sinks = [TailSampler(sinks, TailSettings(ratio, slow_seconds))]
     for sink in sinks:
         provider.add_span_processor(sink)
     trace.set_tracer_provider(provider)
     return provider.shutdown
-
-
-def redact_errors(record: logging.LogRecord) -> bool:
-    """Keeps only the type of a logged exception. Its text may show a URL with a password or a
-    token.
-    """
-    if isinstance(record.args, tuple):
-        record.args = tuple(
-            type(argument).__name__ if isinstance(argument, Exception) else argument
-            for argument in record.args
-        )
-    return True
 
 
 def current_context() -> SpanContext:
@@ -187,21 +169,29 @@ def parse_traceparent(header: str, state: str = "") -> SpanContext:
     return trace.get_current_span(context).get_span_context()
 
 
-def caller_trace(headers: Mapping[str, str]) -> SpanContext:
-    """The span of a caller, from the headers of its request; invalid if it has sent none."""
+def caller_trace(headers: Mapping[str, str], *, is_authenticated: bool) -> SpanContext:
+    """The span of a caller, from the headers of its request; invalid if it has sent none. Only a
+    caller that is authenticated decides that the trace is recorded.
+    """
     header = headers.get("traceparent", "")
     if not is_traceparent(header):
         return trace.INVALID_SPAN_CONTEXT
-    return parse_traceparent(header, headers.get("tracestate", ""))
+    context = parse_traceparent(header, headers.get("tracestate", ""))
+    if is_authenticated:
+        return context
+    return SpanContext(context.trace_id, context.span_id, is_remote=True)
 
 
 @contextmanager
-def server_span(method: str, metadata: Mapping[str, str]) -> Iterator[Span]:
-    """The span of an incoming call, a child of the caller's span. If tracing is off it only carries
-    the ids, for errors and outgoing calls.
+def server_span(
+    method: str, metadata: Mapping[str, str], *, is_authenticated: bool
+) -> Iterator[Span]:
+    """The span of an incoming call, a child of the caller's span. It only carries the ids, for
+    errors and outgoing calls, if tracing is off or the caller is not authenticated: a flood of such
+    calls must not displace traces of others.
     """
-    caller_context = caller_trace(metadata)
-    is_traced = _is_exporting or caller_context.trace_flags.sampled
+    caller_context = caller_trace(metadata, is_authenticated=is_authenticated)
+    is_traced = is_authenticated and (_is_exporting or caller_context.trace_flags.sampled)
     if not is_traced or method in _UNTRACED_METHODS:
         span = trace.NonRecordingSpan(
             SpanContext(
@@ -219,9 +209,40 @@ def server_span(method: str, metadata: Mapping[str, str]) -> Iterator[Span]:
     parent = trace.set_span_in_context(trace.NonRecordingSpan(caller_context), Context())
     attributes = {"rpc.system.name": "grpc", "rpc.method": method}
     with _tracer.start_as_current_span(
-        method, parent, SpanKind.SERVER, attributes, record_exception=False
+        method,
+        parent,
+        SpanKind.SERVER,
+        attributes,
+        record_exception=False,
+        set_status_on_exception=False,
     ) as recording_span:
         yield recording_span
+
+
+@contextmanager
+def _recorded_span(
+    name: str,
+    context: Context,
+    kind: SpanKind = SpanKind.INTERNAL,
+    *,
+    attributes: Mapping[str, int] | None = None,
+    links: Sequence[Link] = (),
+) -> Iterator[Span]:
+    """A recorded span. Of an exception it has the reason or the type: a text may hold data."""
+    with _tracer.start_as_current_span(
+        name,
+        context,
+        kind,
+        attributes,
+        links,
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as span:
+        try:
+            yield span
+        except Exception as error:
+            set_error(span, error)
+            raise
 
 
 @contextmanager
@@ -234,7 +255,7 @@ def client_span(name: str, parent: SpanContext | None = None) -> Iterator[Span]:
         yield parent_span
         return
     context = trace.set_span_in_context(parent_span)
-    with _tracer.start_as_current_span(name, context, SpanKind.CLIENT) as span:
+    with _recorded_span(name, context, SpanKind.CLIENT) as span:
         yield span
 
 
@@ -266,17 +287,23 @@ def batch_span(name: str, members: Sequence[SpanContext]) -> Iterator[None]:
         return
     context = trace.set_span_in_context(trace.NonRecordingSpan(sampled_members[0]))
     links = [Link(member) for member in sampled_members[1:]]
-    with _tracer.start_as_current_span(
-        name, context, links=links, attributes={"batch.size": len(members)}
-    ):
+    with _recorded_span(name, context, attributes={"batch.size": len(members)}, links=links):
         yield
 
 
-def mark_failed(span: Span, code: str, reason: str) -> None:
-    """Marks a span as failed with an error."""
-    span.set_attribute("rpc.response.status_code", code)
-    span.set_attribute("error.type", reason)
-    span.set_status(Status(StatusCode.ERROR, reason))
+def set_error(span: Span, error: Exception) -> None:
+    """Sets the error with which a span ends. The span has failed if it is a fault of the platform,
+    or of what it depends on.
+    """
+    error_type = _error_type(error)
+    span.set_attribute("error.type", error_type)
+    if not isinstance(error, ApiError) or error.reason in FAULTS:
+        span.set_status(Status(StatusCode.ERROR, error_type))
+
+
+def _error_type(error: BaseException) -> str:
+    """The error reason, or the type of an exception."""
+    return str(error.reason) if isinstance(error, ApiError) else type(error).__name__
 
 
 @dataclass(slots=True)
@@ -347,7 +374,7 @@ class TracedDatabase(Database):
                 span.set_attribute("code.function.name", function_name(work))
                 return await call
         except BaseException as error:
-            error_type = str(error.reason) if isinstance(error, ApiError) else type(error).__name__
+            error_type = _error_type(error)
             raise
         finally:
             pool.in_progress -= 1

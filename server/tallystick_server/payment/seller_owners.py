@@ -176,7 +176,7 @@ class SellerOwnerCache:
                 if len(queries) > 1:
                     raise
                 log.warning(
-                    "the owner of a seller cannot be determined: %s",
+                    "WalletService does not answer who owns a seller: %s",
                     error,
                     extra=names.SELLER_OWNER_UNKNOWN.extra,
                 )

@@ -1,5 +1,5 @@
-"""gRPC server pipeline, outermost first: tracing, errors, deadline and size of the message,
-authentication, authorization, slots, parsing, and the turn of a read.
+"""gRPC server pipeline, outermost first: authentication, tracing, errors, deadline and size of the
+message, authorization, slots, parsing, and the turn of a read.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from opentelemetry.trace import Span
 
-from tallystick_core.access import Role, authorize
+from tallystick_core.access import Caller, Role, authorize
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_server.observability import names
 from tallystick_server.observability.metrics import CallMeasurement
-from tallystick_server.observability.tracing import mark_failed, server_span, trace_id
+from tallystick_server.observability.tracing import server_span, set_error, trace_id
 from tallystick_server.rpc.authentication import Authenticator
 from tallystick_server.rpc.bulkhead import Bulkhead, CallLimits, MethodSlots
 from tallystick_server.rpc.call import Access, Call
@@ -214,13 +214,15 @@ class RpcServer:
     async def _serve_unary(self, method: _Method, context: Context) -> bytes:
         raw = await _read_message(context)
         metadata = _read_metadata(context)
+        identity = self._identify(context, metadata)
         span_name = names.CALLER_SPAN.format(method=method.name)
+        is_authenticated = isinstance(identity, Caller)
         with (
             CallMeasurement(method.name) as measurement,
-            server_span(span_name, metadata) as span,
+            server_span(span_name, metadata, is_authenticated=is_authenticated) as span,
         ):
             try:
-                call = self._admit(method, raw, context, metadata)
+                call = self._admit(method, raw, context, identity)
                 handler: Callable[[Any, Call], Awaitable[Message]] = method.handler
                 with self._hold_slots(method, len(raw), call):
                     async with self._enforce_deadline(call.deadline):
@@ -242,13 +244,15 @@ class RpcServer:
     async def _serve_stream(self, method: _Method, context: Context) -> None:
         raw = await _read_message(context)
         metadata = _read_metadata(context)
+        identity = self._identify(context, metadata)
         span_name = names.CALLER_SPAN.format(method=method.name)
+        is_authenticated = isinstance(identity, Caller)
         with (
             CallMeasurement(method.name) as measurement,
-            server_span(span_name, metadata) as span,
+            server_span(span_name, metadata, is_authenticated=is_authenticated) as span,
         ):
             try:
-                call = self._admit(method, raw, context, metadata)
+                call = self._admit(method, raw, context, identity)
                 with self._hold_slots(method, len(raw), call):
                     responses = await method.handler(
                         await self._parse_request(method, raw, call.caller.owner), call
@@ -321,8 +325,17 @@ class RpcServer:
             await asyncio.sleep(0)
             return request
 
+    def _identify(self, context: Context, metadata: Mapping[str, str]) -> Caller | ApiError:
+        """The caller, or why it is rejected. Its trace depends on it, so it comes first; the error
+        is raised in its turn.
+        """
+        try:
+            return self._authenticator.authenticate(metadata, context.auth_context() or {})
+        except ApiError as error:
+            return error
+
     def _admit(
-        self, method: _Method, raw: object, context: Context, metadata: Mapping[str, str]
+        self, method: _Method, raw: object, context: Context, identity: Caller | ApiError
     ) -> Call:
         """Makes every check before the call takes a slot, in a fixed order. Raises ApiError."""
         now = asyncio.get_running_loop().time()
@@ -338,8 +351,9 @@ class RpcServer:
                 ErrorReason.MESSAGE_TOO_LARGE,
                 f"The message must have at most {method.max_bytes} bytes.",
             )
-        caller = self._authenticator.authenticate(metadata, context.auth_context() or {})
-        caller = authorize(caller, method.roles)
+        if isinstance(identity, ApiError):
+            raise identity
+        caller = authorize(identity, method.roles)
         timeout_seconds = (
             DEFAULT_DEADLINE_SECONDS
             if remaining_seconds is None
@@ -351,7 +365,7 @@ class RpcServer:
         span_name = names.UNKNOWN_METHOD_SPAN.format()
         with (
             CallMeasurement(span_name) as measurement,
-            server_span(span_name, _read_metadata(context)) as span,
+            server_span(span_name, _read_metadata(context), is_authenticated=False) as span,
         ):
             await _abort_call(
                 context,
@@ -410,7 +424,8 @@ async def _abort_call(
         )
     status = CODE_BY_REASON[error.reason].name
     measurement.fail(status, error.reason)
-    mark_failed(span, status, error.reason)
+    span.set_attribute("rpc.response.status_code", status)
+    set_error(span, error)
     await abort_with_error(context, error, [("tallystick-trace-id", trace_id())])
 
 

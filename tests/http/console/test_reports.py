@@ -196,9 +196,9 @@ def test_a_destination_is_approved_by_a_second_person_or_disabled(
     destination = create_destination(payer, create_sale(shop, "2000.00"))
     path = f"/console/destinations/{destination}"
     creator, bob, auditor = sign_in("payer"), sign_in("bob"), sign_in("auditor")
-    own = creator.act(f"{path}/approve", reason="mine")
-    assert own.status_code == 403
-    assert "SECOND_APPROVER_REQUIRED, from payout.ApprovePayoutDestination" in own.text
+    by_author = creator.act(f"{path}/approve", reason="mine")
+    assert by_author.status_code == 403
+    assert "SECOND_APPROVER_REQUIRED, from payout.ApprovePayoutDestination" in by_author.text
     assert auditor.act(f"{path}/approve", reason="x").status_code == 403
     done = bob.act(f"{path}/approve", reason="called the seller")
     page = bob.get(done.headers["Location"]).text
@@ -230,9 +230,9 @@ def test_a_second_person_decides_who_owns_a_seller(
         assert f'action="{action}"' in bob.get(path).text
         assert sign_in("shop").act(action, reason="mine").status_code == 403
         if act == "approve":
-            own = sign_in("alice").act(action, reason="mine")
-            assert own.status_code == 403
-            assert "SECOND_APPROVER_REQUIRED" in own.text
+            by_author = sign_in("alice").act(action, reason="mine")
+            assert by_author.status_code == 403
+            assert "SECOND_APPROVER_REQUIRED" in by_author.text
         done = bob.act(action, reason="saw the contract")
         page = bob.get(done.headers["Location"]).text
         assert text in page

@@ -34,12 +34,12 @@ def platform(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def create_dead_letters(platform: ServedPlatform, count: int) -> list[str]:
     """New open dead letters of charges."""
     with platform.client(token_of("shop")) as shop, platform.client(token_of("alice")) as alice:
-        known = set(dead_letters_of(alice))
+        earlier = set(dead_letters_of(alice))
         for _ in range(count):
             create_payment(shop, "5.00", token="tok_rejected", wait_for=WAIT_FOR_ACCEPTANCE)
 
         def new() -> list[str]:
-            found = [id_ for id_ in dead_letters_of(alice) if id_ not in known]
+            found = [id_ for id_ in dead_letters_of(alice) if id_ not in earlier]
             return found if len(found) == count else []
 
         return eventually(new)

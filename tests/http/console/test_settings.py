@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.configuration.secrets import secrets_of
-from tallystick_server.app.shown_settings import show_settings
+from tallystick_server.app.settings_display import show_settings
 from tallystick_server.providers.stripe.settings import StripeSettings
 from tests.support.callers import token_of
 from tests.support.console import SETTINGS, Person, Work
@@ -70,12 +70,12 @@ def test_no_field_for_a_secret_is_shown() -> None:
         database__url=f"postgresql://u:{secret}@h/d",
         console__session_key=secret,
     )
-    shown = {setting.name: setting.text for setting in show_settings(settings)}
-    assert secret not in "".join(shown.values())
+    displayed = {setting.name: setting.text for setting in show_settings(settings)}
+    assert secret not in "".join(displayed.values())
     for name in ("callers", "database.url", "providers.stripe-eu.api_key"):
-        assert shown[name] == "set"
-    assert shown["providers.stripe-eu.connect_webhook_secrets"] == "not set"
-    assert set(shown) >= set(_names(Settings()))
+        assert displayed[name] == "set"
+    assert displayed["providers.stripe-eu.connect_webhook_secrets"] == "not set"
+    assert set(displayed) >= set(_names(Settings()))
 
 
 def _names(model: BaseModel, prefix: str = "") -> list[str]:

@@ -128,8 +128,8 @@ def test_a_form_of_another_site_does_nothing(
 
 def test_a_form_of_the_same_host_by_another_scheme_does_nothing(alice: Person) -> None:
     """A page without TLS is not one of a console with TLS, nor the reverse."""
-    own = str(alice.http.base_url).rstrip("/")
-    for origin, status in ((own, 303), (own.replace("http:", "https:"), 403)):
+    origin_of_page = str(alice.http.base_url).rstrip("/")
+    for origin, status in ((origin_of_page, 303), (origin_of_page.replace("http:", "https:"), 403)):
         data = {"token": token_of("bob")}
         response = alice.http.post("/console/sign-in", data=data, headers={"Origin": origin})
         assert response.status_code == status

@@ -56,7 +56,7 @@ def test_a_file_is_previewed_before_it_is_reconciled(
     assert "Nothing was changed." in alice.get(again.headers["Location"]).text
 
 
-def test_a_preview_says_that_there_are_more_breaks(
+def test_a_preview_counts_the_breaks_that_it_leaves_out(
     alice: Person, work: Work, tmp_path: Path
 ) -> None:
     """It has the first 200."""

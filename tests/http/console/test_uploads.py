@@ -31,7 +31,7 @@ def test_the_role_is_checked_before_the_body(sign_in: Callable[[str], Person]) -
 
 
 def test_an_upload_takes_nothing_from_other_requests(platform: ServedPlatform) -> None:
-    """A file may be larger than all other bodies together, and leaves them their room."""
+    """A file may be larger than all other bodies together, and they are accepted meanwhile."""
     settings = SETTINGS.replace(
         http__max_body_bytes_in_flight=64 * 1024,
         http__max_body_bytes=64 * 1024,
@@ -50,7 +50,7 @@ def test_an_upload_takes_nothing_from_other_requests(platform: ServedPlatform) -
 
 
 class Operator(PublicCalls):
-    """Calls as an operator's: whoever asks may reconcile, and there are no files."""
+    """Calls as an operator's: the role is right, and there are no files."""
 
     async def send(self, name: str, message: Message, token: str) -> Message:
         if name == "reconciliation.CreateStatementFile":

@@ -186,5 +186,37 @@ def test_a_span_has_a_start_and_a_duration(monitoring: Monitoring) -> None:
     span.ClearField("start_time")
     with pytest.raises(TallystickError, match="start_time is required"):
         record(monitoring, span)
+    for seconds in (2**63 - 1, -(2**63)):
+        span.start_time.seconds, span.duration.seconds = START, seconds
+        with pytest.raises(TallystickError, match="duration must be between 0 and 30 days"):
+            record(monitoring, span)
     with pytest.raises(TallystickError, match="trace_id must be 32 hexadecimal digits"):
         monitoring.client.monitoring.GetTrace(pb.GetTraceRequest(trace_id="1"))
+
+
+def test_a_span_in_the_last_year_is_rejected(monitoring: Monitoring) -> None:
+    """Its end would be after the latest time that there is."""
+    span = new_span(1, 1)
+    for time, matches in (("9998-12-31T23:59:59Z", False), ("9999-12-31T23:59:59Z", True)):
+        span.start_time.FromJsonString(time)
+        span.duration.FromSeconds(30 * 86_400)
+        if matches:
+            with pytest.raises(TallystickError, match="start_time must be before the year 9999"):
+                record(monitoring, span)
+        else:
+            assert record(monitoring, span).recorded_count == 1
+
+
+@pytest.mark.parametrize(("seconds", "is_valid"), [(2**63 - 1, True), (-(2**63), False)])
+def test_any_minimum_duration_is_understood(
+    monitoring: Monitoring, seconds: int, is_valid: bool
+) -> None:
+    """One that no span has selects none."""
+    request = pb.ListTracesRequest()
+    request.min_duration.seconds = seconds
+    record(monitoring, new_span(1, 1))
+    if is_valid:
+        assert not monitoring.client.monitoring.ListTraces(request).traces
+    else:
+        with pytest.raises(TallystickError, match="min_duration must not be negative"):
+            monitoring.client.monitoring.ListTraces(request)

@@ -19,6 +19,7 @@ from opentelemetry.trace import (
     TraceState,
 )
 
+from tallystick_server.observability import metrics
 from tallystick_server.observability.tail_sampling import (
     UNDECIDED,
     RecordingSampler,
@@ -174,7 +175,8 @@ def test_a_flood_of_traces_is_bounded() -> None:
 
 
 def test_a_flood_of_spans_is_bounded() -> None:
-    """Of one trace, and of all together."""
+    """Of one trace, and of all together. Those that a kept trace lacks are counted."""
+    lost_before = metrics.SPANS_LOST.observe().get(("too_many",), 0)
     process = _Process(1.0, max_spans=5, max_held=8)
     root = process.start("root")
     for number in range(20):
@@ -189,6 +191,7 @@ def test_a_flood_of_spans_is_bounded() -> None:
     end(root)
     assert process.sink.names[-1] == "root"
     assert process.sampler._held_count == 0
+    assert metrics.SPANS_LOST.observe()["too_many",] - lost_before == 15
 
 
 def test_an_old_trace_is_decided_before_its_end() -> None:

@@ -127,7 +127,7 @@ def list_expected_entries(
             "--min-age",
             parser=whole_number(0, 36_500),
             metavar="DAYS",
-            help="Only entries that are at least so many days old.",
+            help="Only entries that are at least this many days old.",
         ),
     ] = 0,
     address: AddressOption = "",

@@ -134,9 +134,11 @@ class PageCalls:
         of a form; empty ones are left out. Raises CallFailed, also for a field that is invalid.
         """
         message = GetMessageClass(self._calls.method(name).input_type)()
-        known = message.DESCRIPTOR.fields_by_name
+        fields_by_name = message.DESCRIPTOR.fields_by_name
         values = {
-            key: _to_json(value, is_int32=known[key].cpp_type == FieldDescriptor.CPPTYPE_INT32)
+            key: _to_json(
+                value, is_int32=fields_by_name[key].cpp_type == FieldDescriptor.CPPTYPE_INT32
+            )
             for key, value in fields.items()
             if value not in (None, "")
         }

@@ -153,8 +153,10 @@ class Console:
             path = _fill_path(act_page.page_path or act_page.path, request.variables)
             fields = {item.name: form.get(item.name, "").strip() for item in act.inputs}
             hidden = {name: form.get(name, "") for name in act.hidden}
-            known = self._calls.method(act.call).input_type.fields_by_name
-            named = {name: text for name, text in request.variables.items() if name in known}
+            fields_by_name = self._calls.method(act.call).input_type.fields_by_name
+            named = {
+                name: text for name, text in request.variables.items() if name in fields_by_name
+            }
             try:
                 await visit.calls.call(act.call, **named, **fields, **hidden)
             except CallFailed as error:

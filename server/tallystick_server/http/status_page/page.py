@@ -103,7 +103,9 @@ class StatusPage:
 
     def _unavailable(self, language: Language, error: str) -> web.Response:
         log.warning(
-            "a status page is unavailable: %s", error, extra=names.STATUS_PAGE_UNAVAILABLE.extra
+            "PaymentService has no status for a page: %s",
+            error,
+            extra=names.STATUS_PAGE_UNAVAILABLE.extra,
         )
         response = self._page(unavailable_view(language), language, 503)
         response.headers[RETRY_AFTER] = str(_RETRY_AFTER_SECONDS)

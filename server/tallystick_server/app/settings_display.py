@@ -15,17 +15,17 @@ def show_settings(settings: Settings) -> list[ShownSetting]:
     """All settings, in the order of their sections. A field that may hold a secret has
     `repr=False`.
     """
-    return list(_shown(settings, ()))
+    return list(_describe(settings, ()))
 
 
-def _shown(model: BaseModel, path: tuple[str, ...]) -> Iterator[ShownSetting]:
+def _describe(model: BaseModel, path: tuple[str, ...]) -> Iterator[ShownSetting]:
     for name, field in type(model).model_fields.items():
         value = getattr(model, name)
         if isinstance(value, BaseModel):
-            yield from _shown(value, (*path, name))
+            yield from _describe(value, (*path, name))
         elif isinstance(value, Mapping) and any(isinstance(v, BaseModel) for v in value.values()):
             for key, item in value.items():  # the configured providers
-                yield from _shown(item, (*path, key))
+                yield from _describe(item, (*path, key))
         else:
             text = _format(value) if field.repr else "set" if value else "not set"
             is_default = not field.is_required() and value == field.default
