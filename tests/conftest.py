@@ -48,8 +48,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-_ONLY_IF_NAMED = ("tests/browser", "tests/app/test_shop.py", "tests/app/test_demo.py")
-"""Tests that take long: of pages in a browser, of a shop, and of the demo. .ci/run names them."""
+_ONLY_IF_NAMED = (
+    "tests/browser",
+    "tests/faults",
+    "tests/app/test_shop.py",
+    "tests/app/test_demo.py",
+)
+"""Tests that take long: of pages in a browser, of a shop, and of the demo. And those of faults, for
+which a healthy platform must not be slow. .ci/run names them.
+"""
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

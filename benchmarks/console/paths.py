@@ -32,10 +32,15 @@ SEEDED_IDS: Ids = {
     "break_id": ["f2-2", "f1-1"],
     "statement_file_id": ["file-2"],
     "trace_id": [LARGE_TRACE_ID],
+    "entry_number": ["1"],
+    "payout_destination_id": ["d-s-1"],
 }
 """Ids of a seeded database: a payment of 200 orders, a seller with every ninth payment, a file of
 1,000 lines with 200 breaks, and others.
 """
+
+_NEED_QUERY = frozenset({"expected-entries"})
+"""Pages that are an error without a query."""
 
 
 def seeded_queries() -> Queries:
@@ -75,6 +80,7 @@ def seeded_queries() -> Queries:
             {"page_token": PageToken("ListStatementLines", "file-2").make(900)}
         ],
         "clearing": [{"account": CLEARING_ACCOUNT}],
+        "expected-entries": [account, {**account, "age": "2"}],
         "payments/{checkout_id}": [{"events": "1"}],
     }
 
@@ -84,7 +90,6 @@ def _searches() -> Sequence[str]:
     return (
         *(ids[0] for ids in SEEDED_IDS.values()),
         "b-2",
-        "d-s-1",
         "seed-1",
         "seed-p-1",
         CLEARING_ACCOUNT,
@@ -94,13 +99,16 @@ def _searches() -> Sequence[str]:
 
 def paths_of(pages: Iterable[str], ids: Ids, queries: Queries) -> Iterator[str]:
     """The addresses of all pages, from their paths in the table of pages. Raises StartupError for a
-    page whose variable has no ids.
+    page whose variable has no ids, or that needs a query and has none.
     """
     for page in sorted(pages):
         segments = [_values_of(segment, page, ids) for segment in page.split("/")]
+        of_page = [*([] if page in _NEED_QUERY else [{}]), *queries.get(page, ())]
+        if not of_page:
+            raise StartupError(f"The page {page} cannot be asked for: it has no queries.")
         for values in product(*segments):
             path = "/".join((ROOT, *values)) if page else ROOT
-            for query in ({}, *queries.get(page, ())):
+            for query in of_page:
                 yield with_query(path, **query)
 
 

@@ -180,7 +180,9 @@ def _read_ledger(cloner: RowCloner) -> None:
         delete from reconciliation.open_item;
         insert into reconciliation.ledger_item (book, sequence, entry_number, account, currency,
             amount, kind, source_id, external_reference, effective_time, line_type)
-        select * from clearing_entry on conflict do nothing;
+        select * from clearing_entry e where not exists (
+            select from reconciliation.ledger_item i where (i.book, i.sequence, i.entry_number)
+                = (e.book, e.sequence, e.entry_number));
         insert into reconciliation.open_item (book, sequence, entry_number, account, currency,
             amount, external_reference, effective_time, line_type)
         select book, sequence, entry_number, account, currency, amount, external_reference,

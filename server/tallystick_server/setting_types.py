@@ -49,6 +49,8 @@ class Kind:
     unit: str = ""
     expected: str = ""
     """What a value must be; empty: derived from name, unit and bounds."""
+    write: Callable[[Any], str] | None = None
+    """Writes a value as it may be set, such as 0.025; None: it is written as it is."""
 
 
 def invalid(text: str, path: str = "") -> InvalidSetting:
@@ -212,9 +214,14 @@ def parse_rate(value: Any) -> int:
     return int((str(value).partition(".")[2] + "000000")[:6])
 
 
+def write_rate(parts_per_million: int) -> str:
+    """The fraction that `parse_rate` parses: 25000 as 0.025."""
+    return f"0.{parts_per_million:06d}".rstrip("0").removesuffix(".")
+
+
 FeeRate: TypeAlias = Annotated[
     int,
     PlainValidator(parse_rate),
-    Kind("decimal text", "fraction of the amount", "a decimal from 0 to 0.999999"),
+    Kind("decimal text", "fraction of the amount", "a decimal from 0 to 0.999999", write_rate),
 ]
 """In parts per million."""

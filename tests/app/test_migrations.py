@@ -23,7 +23,7 @@ from tallystick_server.app.database.migrate import SCHEMAS, migrate
 from tallystick_server.app.database.roles import Passwords, role_names
 from tallystick_server.app.errors import StartupError
 from tallystick_server.verify.run import verify
-from tallystick_storage.migrations.seals import reseal
+from tallystick_storage.migrations import seals
 from tests.support.payments import create_payment
 from tests.support.platform import (
     eventually,
@@ -288,20 +288,24 @@ def test_concurrent_migrations_both_succeed(admin_url: str, tmp_path: Path) -> N
 
 
 def test_rows_that_are_sealed_again_after_a_new_column_pass_verify(
-    scratch_database: DatabaseUrls,
+    scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A column that is added breaks the seals of its table. `reseal` repairs them, and seals no row
-    that had no seal.
+    that had no seal. Each part of the table is a transaction, so that no row stays locked.
     """
+    monkeypatch.setattr(seals, "_BATCH_BLOCKS", 1)
     with serve_platform(scratch_database) as platform, platform.client() as client:
-        create_payment(client, "5.00")
+        for _ in range(20):
+            create_payment(client, "5.00")
         create_payment(client, "5.00", token="tok_decline:do_not_honor")
     with psycopg.connect(scratch_database.admin, autocommit=True) as admin:
         admin.execute("set search_path = payment, pg_temp")
         unsealed = admin.execute("select count(*) from attempt where seal is null").fetchone()
         admin.execute("alter table attempt add column toy text not null default 'x'")
         assert not verify(scratch_database).passed
-        admin.execute(reseal("attempt").encode())
+        admin.execute(seals.reseal("attempt").encode())
+        transactions = "select count(distinct xmin::text) > 1 from attempt where seal is not null"
+        assert admin.execute(transactions).fetchone() == (True,)
         assert verify(scratch_database).passed
         assert (
             unsealed == admin.execute("select count(*) from attempt where seal is null").fetchone()

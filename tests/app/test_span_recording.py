@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from threading import Event
 from typing import Any
 
 import psycopg
 import pytest
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 from tallystick import Client, InternalError, InvalidArgumentError
@@ -16,6 +20,7 @@ from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.span_recording import SpanRecorder
 from tallystick_server.observability import metrics
+from tallystick_server.observability.span_export import ExportQueue, SpanExporter
 from tallystick_server.observability.tracing import finished_spans
 from tallystick_server.rpc.authentication import NoAuthentication
 from tallystick_server.rpc.call import Call
@@ -154,6 +159,34 @@ def test_every_span_that_is_lost_is_counted() -> None:
         finished_spans.on_end(span)
     assert lost_counts()["too_many"] - before == 3
     finished_spans.take(10_000)
+
+
+def test_spans_that_wait_for_a_slow_collector_in_too_great_numbers_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At most 2,048 wait, besides the batch that is being sent."""
+    is_sending, may_answer = Event(), Event()
+    sent: list[ReadableSpan] = []
+
+    def export(_: OTLPSpanExporter, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        is_sending.set()
+        may_answer.wait(30)
+        sent.extend(spans)
+        return SpanExportResult.SUCCESS
+
+    monkeypatch.setattr(OTLPSpanExporter, "export", export)
+    before = lost_counts().get("too_many", 0)
+    queue = ExportQueue(SpanExporter("http://127.0.0.1:1"))
+    (span,) = new_spans(1)
+    for _ in range(512):
+        queue.on_end(span)
+    assert is_sending.wait(10)
+    for _ in range(2_048 + 3):
+        queue.on_end(span)
+    assert lost_counts()["too_many"] - before == 3
+    may_answer.set()
+    queue.shutdown()  # type: ignore[no-untyped-call]
+    assert len(sent) == 512 + 2_048
 
 
 def test_spans_need_a_place_to_be_stored(scratch_database: DatabaseUrls) -> None:

@@ -97,6 +97,7 @@ def test_symptoms_of_the_console_have_the_limits_of_their_rules() -> None:
         (metric,) = metrics_in(rules[symptom.rule])
         assert metric.removesuffix("_bucket") == prometheus_names[symptom.metric]
         assert re.findall(r"> ([\d.]+)", rules[symptom.rule])[0] == f"{symptom.limit:g}"
+        assert (" unless " in rules[symptom.rule]) == bool(symptom.unless)
     promised = {fault.rule for fault in read_faults().values() if fault.is_symptom}
     assert promised == {symptom.rule for symptom in SYMPTOMS}
 

@@ -36,15 +36,15 @@ MUTANTS = (
     Mutant(
         "a timeout counts as a decline",
         f"{_SERVER}/providers/gateway.py",
-        'return Unknown("the provider did not answer in time")',
-        "return "
+        'outcome = Unknown("the provider did not answer in time")',
+        "outcome = "
         '__import__("tallystick_core.provider.outcome").provider.outcome.Declined("PROVIDER_DECLINED")',
     ),
     Mutant(
         "a timeout counts as not sent",
         f"{_SERVER}/providers/gateway.py",
-        'return Unknown("the provider did not answer in time")',
-        'return NotSent("the provider did not answer in time")',
+        'outcome = Unknown("the provider did not answer in time")',
+        'outcome = NotSent("the provider did not answer in time")',
     ),
     Mutant(
         "a server error counts as a decline",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from tallystick_core.provider.outcome import (
@@ -15,6 +17,7 @@ from tallystick_core.provider.outcome import (
     Verified,
 )
 from tallystick_server.providers.request_ids import collect_request_ids, note_request_id
+from tests.providers.contract_calls import through_gateway
 
 
 @pytest.mark.parametrize(
@@ -47,6 +50,23 @@ def test_an_outcome_has_the_last_failed_request_else_the_last(
 
 
 @pytest.mark.parametrize(
+    ("named", "expected"),
+    [("req_2", "req_2"), ("x" * 256, "req_1"), ("req\n2", "req_1")],
+    ids=["short", "long", "line"],
+)
+def test_an_outcome_keeps_the_request_that_it_names_if_it_can_be_stored(
+    named: str, expected: str
+) -> None:
+    """An adapter may name one. The database rejects an id that is too long, and with it what the
+    answer says about money.
+    """
+    with collect_request_ids() as request_ids:
+        assert request_ids.add_to(NotFound(request_id="x" * 256)).request_id == ""
+        note_request_id("req_1", 200)
+    assert request_ids.add_to(NotFound(request_id=named)).request_id == expected
+
+
+@pytest.mark.parametrize(
     "outcome", [Succeeded("ch_1", 1, "EUR"), Unknown("status 500"), NotFound()], ids=str
 )
 def test_the_outcome_of_a_lookup_for_a_webhook_event_is_named(outcome: ProviderOutcome) -> None:
@@ -67,3 +87,16 @@ def test_calls_do_not_share_their_ids() -> None:
             note_request_id("req_2", 500)
         note_request_id("req_3", 200)
     assert (inner.last, outer.last, outer.last_error) == ("req_2", "req_3", "")
+
+
+def test_a_call_that_is_not_answered_in_time_names_the_request_that_was_answered() -> None:
+    """A call may be several requests, and its last one may hang."""
+
+    async def hang() -> ProviderOutcome:
+        note_request_id("req_1", 500)
+        await asyncio.sleep(60)
+        return NotFound()
+
+    outcome = asyncio.run(through_gateway("o-1", "key-1", hang, timeout_seconds=0.01))
+    assert isinstance(outcome, Unknown)
+    assert outcome.request_id == "req_1"

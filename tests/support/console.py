@@ -49,6 +49,7 @@ PEOPLE = {
     "auditor": ("", {Role.AUDITOR}),
     "shop": ("market", {Role.TEAM}),
     "payer": ("market", {Role.PAYOUTS, Role.OPERATOR}),
+    "paymaster": ("market", {Role.PAYOUTS}),
 }
 """The owner and the roles of each caller."""
 ALL_PAGES = {

@@ -124,7 +124,7 @@ def failed_try_entry(failed_try: FailedTryFacts, name: str) -> ExplanationEntry:
         ExplanationSource.RETRY,
         f"The try {what} failed: {lower_first(_describe_failure(failed_try))}",
         join_sentences(
-            f"The answer was: {quote(failed_try.detail)}." if failed_try.detail else "",
+            f"The error was: {quote(failed_try.detail)}." if failed_try.detail else "",
             ""
             if failed_try.request_id in failed_try.detail
             else _describe_request(failed_try.request_id),
@@ -138,10 +138,13 @@ def failed_try_entry(failed_try: FailedTryFacts, name: str) -> ExplanationEntry:
 
 
 def _describe_failure(failed_try: FailedTryFacts) -> str:
-    """Why it failed. Of a rejection the action says who rejected it."""
+    """Why it failed. The action says who rejected it, or has not decided."""
+    is_risk_check = failed_try.action is NextAction.RISK
+    if is_risk_check and failed_try.retry_reason is RetryReason.NOT_SENT:
+        return "The risk provider has not decided, so certainly nothing was sent."
     if failed_try.retry_reason is not RetryReason.REJECTED:
         return RETRY_SENTENCES[failed_try.retry_reason]
-    if failed_try.action is NextAction.RISK:
+    if is_risk_check:
         return "No risk provider is configured, and the order has not passed the risk check."
     return "The provider rejected the request as malformed, or its answer cannot be stored."
 

@@ -23,9 +23,12 @@ class DiskMeter:
         metrics.DISK_UTILIZATION.untrack(self)
 
     def _observe(self) -> Mapping[AttributeValues, float]:
-        """The used fraction, as `df` shows it; none if there is no such folder."""
+        """The used fraction, as `df` shows it; none if there is no such folder, or its file system
+        reports no size.
+        """
         try:
             usage = shutil.disk_usage(self._folder)
         except OSError:
             return {}
-        return {(): usage.used / (usage.used + usage.free)}
+        size = usage.used + usage.free
+        return {(): usage.used / size} if size else {}

@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from tallystick_server.app.configuration.errors import kind_of
+from tallystick_server.app.configuration.providers import CONFIGURED_PROVIDERS
 from tallystick_server.app.configuration.settings import Settings
 from tallystick_server.http.console.pages.settings import ShownSetting
 
@@ -23,11 +25,12 @@ def _describe(model: BaseModel, path: tuple[str, ...]) -> Iterator[ShownSetting]
         value = getattr(model, name)
         if isinstance(value, BaseModel):
             yield from _describe(value, (*path, name))
-        elif isinstance(value, Mapping) and any(isinstance(v, BaseModel) for v in value.values()):
-            for key, item in value.items():  # the configured providers
+        elif (*path, name) == CONFIGURED_PROVIDERS:
+            for key, item in value.items():
                 yield from _describe(item, (*path, key))
         else:
-            text = _format(value) if field.repr else "set" if value else "not set"
+            write = kind_of(field).write or _format
+            text = write(value) if field.repr else "set" if value else "not set"
             is_default = not field.is_required() and value == field.default
             yield ShownSetting(".".join((*path, name)), text, is_default)
 

@@ -42,8 +42,8 @@ def trace_route(
     record: RecordSpans, attribute_names: Collection[str], *, authenticates: bool
 ) -> Route:
     """The route. `record`: BatchRecordSpans, which decides who may call it. `attribute_names`: of
-    the attributes that are forwarded. If the platform does
-    not authenticate callers, only requests to and from a loopback host are accepted.
+    the attributes that are forwarded. If the platform does not authenticate callers, only requests
+    to and from a loopback host are accepted.
     """
 
     async def receive(request: Request) -> web.StreamResponse:
@@ -152,8 +152,8 @@ def _to_message(
 
 
 def _texts(attributes: Any, names: Collection[str]) -> dict[str, str]:
-    """The attributes of these names that are texts, numbers or booleans, as texts. Others may hold
-    personal data, and stay here.
+    """The attributes of these names that are texts, whole numbers or booleans, as texts. Others may
+    hold personal data, and stay here.
     """
     texts = {}
     for attribute in attributes:

@@ -16,7 +16,6 @@ from opentelemetry import trace
 from opentelemetry.context import Context, attach, detach
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.sampling import ParentBased, Sampler, TraceIdRatioBased
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
@@ -119,9 +118,12 @@ def configure(
     sinks: list[SpanProcessor] = [finished_spans] if stores_spans else []
     if endpoint:
         # slow to import, and seldom needed
-        from tallystick_server.observability.span_export import SpanExporter  # noqa: PLC0415
+        from tallystick_server.observability.span_export import (  # noqa: PLC0415
+            ExportQueue,
+            SpanExporter,
+        )
 
-        sinks.append(BatchSpanProcessor(SpanExporter(endpoint)))
+        sinks.append(ExportQueue(SpanExporter(endpoint)))
     if slow_seconds is not None:
         sinks = [TailSampler(sinks, TailSettings(ratio, slow_seconds))]
     for sink in sinks:

@@ -91,6 +91,7 @@ class RiskStep:
                         f"the risk check has not decided: {detail}",
                         NextAction.RISK,
                         getattr(outcome, "retry_after", 0.0),
+                        request_id=getattr(outcome, "request_id", ""),
                     )
                 )
 

@@ -205,20 +205,20 @@ class ProviderGateway:
     async def _call(
         self, operation: ProviderOperation, action: NextAction, perform: Perform
     ) -> ProviderOutcome:
-        try:
-            with collect_request_ids() as request_ids:
+        with collect_request_ids() as request_ids:
+            try:
                 async with asyncio.timeout(self._limits[operation.provider].timeout_seconds):
                     outcome = await perform(self._providers[operation.provider], operation, action)
-        except TimeoutError:
-            return Unknown("the provider did not answer in time")
-        except Exception:  # the call may have been sent, so its outcome is unknown
-            log.exception(
-                "the adapter of %s failed on %s",
-                operation.provider,
-                operation.resource_name,
-                extra=names.ADAPTER_FAILED.extra,
-            )
-            return Unknown("the provider's adapter failed")
+            except TimeoutError:
+                outcome = Unknown("the provider did not answer in time")
+            except Exception:  # the call may have been sent, so its outcome is unknown
+                log.exception(
+                    "the adapter of %s failed on %s",
+                    operation.provider,
+                    operation.resource_name,
+                    extra=names.ADAPTER_FAILED.extra,
+                )
+                outcome = Unknown("the provider's adapter failed")
         return request_ids.add_to(_checked(outcome, operation))
 
 

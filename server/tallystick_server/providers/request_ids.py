@@ -31,7 +31,7 @@ class NotedRequestIds:
 
     def add_to(self, outcome: O) -> O:
         """The outcome with the id of the last request that failed, else of the last one. An outcome
-        that names a request keeps it.
+        that names a request keeps it, if the id can be stored.
         """
         request_id = self.last_error or self.last
         match outcome:
@@ -40,7 +40,7 @@ class NotedRequestIds:
             case Verified() | Approved():
                 return outcome
             case _:
-                if not request_id or outcome.request_id:
+                if outcome.request_id == request_id or _is_storable(outcome.request_id):
                     return outcome
                 return cast(O, replace(outcome, request_id=request_id))
 
@@ -64,11 +64,12 @@ def note_request_id(request_id: str, status: int) -> None:
     the answer says about money counts.
     """
     noted = _noted.get()
-    is_storable = (
-        0 < len(request_id) <= _MAX_LENGTH and request_id.isascii() and request_id.isprintable()
-    )
-    if noted is None or not is_storable:
+    if noted is None or not _is_storable(request_id):
         return
     noted.last = request_id
     if status >= 400:
         noted.last_error = request_id
+
+
+def _is_storable(request_id: str) -> bool:
+    return 0 < len(request_id) <= _MAX_LENGTH and request_id.isascii() and request_id.isprintable()

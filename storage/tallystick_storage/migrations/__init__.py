@@ -1,6 +1,6 @@
 """One Alembic history for each service's schema. The first migration creates what every schema has,
-including `clock()` and `commit_marker`, by `create`. Later migrations only call `run` or
-`build_index`.
+including `clock()` and `commit_marker`, by `create`. Later migrations only call `run`,
+`run_in_batches` or `build_index`.
 """
 
 import re
@@ -62,6 +62,21 @@ def run(schema: str, *scripts: str) -> None:
             .replace("{service}", roles["service"])
             .replace("{reader}", roles["reader"])
         )
+
+
+def run_in_batches(schema: str, script: str) -> None:
+    """Runs a script that commits by itself, so that no row stays locked for long.
+
+    A migration that does so does nothing else: if it is interrupted, it is run again.
+    """
+    collector = _script_collector.get()
+    if collector is not None:
+        collector += [schema, script]
+        return
+    with op.get_context().autocommit_block():
+        driver: Any = op.get_bind().connection.driver_connection
+        driver.execute(f"set search_path = {schema}, pg_temp")
+        driver.execute(script)
 
 
 def build_index(schema: str, name: str, definition: str, *, unique: bool = False) -> None:

@@ -51,7 +51,10 @@ create trigger z_sealed_at_first before insert on {table} for each row
 
 _RESEAL = """
 do $$
-declare content text;
+declare
+    content text;
+    block_count constant bigint := pg_relation_size(cast('{table}' as regclass))
+        / cast(current_setting('block_size') as bigint);
 begin
     -- generated columns do not exist yet when a trigger seals a row
     select string_agg(case when attgenerated <> '' or attname = 'seal'
@@ -59,17 +62,24 @@ begin
         ', ' order by attnum) into content
     from pg_attribute where attrelid = cast('{table}' as regclass) and attnum > 0
         and not attisdropped;
-    execute format('update {table} t set seal = sha256(record_send(row(%s))) where '
-        't.seal is not null', content);
+    for block in 0 .. block_count by {batch_blocks} loop
+        execute format('update {table} t set seal = sha256(record_send(row(%s))) where '
+            't.seal is not null and t.ctid >= %L and t.ctid < %L', content,
+            format('(%s,0)', block), format('(%s,0)', block + {batch_blocks}));
+        commit;
+    end loop;
 end $$;
 """
+_BATCH_BLOCKS = 500
+"""Some 10,000 rows: they are locked for a part of a second."""
 
 
 def reseal(table: str) -> str:
-    """Seals the sealed rows of a table again, after a column was added. Run `verify` before: a row
-    that was changed by another role is sealed as it is.
+    """Seals the sealed rows of a table again, after a column was added. It commits in batches, so
+    it runs outside a transaction; interrupted, it can be repeated. Run `verify` before: a row that
+    was changed by another role is sealed as it is.
     """
-    return _RESEAL.replace("{table}", table)
+    return _RESEAL.replace("{table}", table).replace("{batch_blocks}", str(_BATCH_BLOCKS))
 
 
 def seal(schema: str, table: str) -> str:

@@ -269,15 +269,17 @@ _LIST_WAITING = Query(
     order by b.break_id limit :limit
     """,
 )
+# `break_id is not null` is outside of the lookup. Inside, a planner whose statistics have no entry
+# in a break reads all of closed_item_by_break for each entry.
 _LOCK_MISSING = Query(
     BreakItemRow,
     f"""
     with item as materialized (
         select {_BREAK_ITEM} from ledger_item i cross join lateral (
-            select c.break_id from closed_item c
-            where {same_entry("c", "i")} and c.break_id is not null limit 1) c
-        where i.external_reference = any (cast(:references as text[]))
-            and i.external_reference <> '' or i.source_id = any (cast(:source_ids as text[]))),
+            select c.break_id from closed_item c where {same_entry("c", "i")} limit 1) c
+        where c.break_id is not null and (
+            i.external_reference = any (cast(:references as text[])) and i.external_reference <> ''
+            or i.source_id = any (cast(:source_ids as text[])))),
     missing as materialized (
         select b.break_id from break b where b.break_id = any (array(select break_id from item))
             and b.state = 'OPEN' and b.kind = 'MISSING_IN_FILE' and b.account = :account

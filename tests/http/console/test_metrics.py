@@ -173,6 +173,30 @@ def test_money_in_flight_and_clearing_are_those_of_the_chosen_currency(
     assert eventually(lambda: in_flight() == [["EUR", "10.00", "0.00"]]), in_flight()
 
 
+def test_webhooks_are_silent_only_if_none_was_delivered(
+    platform: ServedPlatform, work: Work, alice: Person
+) -> None:
+    """As in the rule of Prometheus: a provider that delivers, but not all, is no symptom."""
+
+    def row() -> list[str]:
+        rows = rows_of(alice.get("/console/alerts").text)
+        (found,) = (row for row in rows if row[-1] == "TallystickWebhooksSilent")
+        return found[1:5]
+
+    for provider, stored, expected in (
+        ("acme-loud", 5, ["normal", "0", "0", "acme-loud"]),
+        ("acme-quiet", 0, ["too high", "3", "0", "acme-quiet"]),
+    ):
+        record(
+            platform,
+            "tallystick.webhooks.received",
+            monitoring_pb2.METRIC_KIND_COUNTER,
+            pb.RecordedSeries(attributes={"provider": provider, "result": "stored"}, value=stored),
+            pb.RecordedSeries(attributes={"provider": provider, "result": "fetched"}, value=3),
+        )
+        assert row() == expected
+
+
 def test_an_auditor_sees_the_figures(work: Work, sign_in: Callable[[str], Person]) -> None:
     """Of the platform, as an operator does; a team sees no page of metrics."""
     assert "Acceptance rate by provider" in sign_in("auditor").get("/console").text

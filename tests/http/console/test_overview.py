@@ -129,6 +129,15 @@ def test_a_team_sees_the_figures_of_its_own_payments(
     assert "Dead letters of charges" not in response.text
 
 
+def test_who_may_only_pay_out_gets_the_list_of_payouts(
+    sign_in: Callable[[str], Person], work: Work
+) -> None:
+    """Neither the figures of the platform nor payments are for this role."""
+    response = sign_in("paymaster").get("/console")
+    assert response.headers["Location"] == "/console/payouts"
+    assert work.awaiting_payouts[0] in sign_in("paymaster").get("/console/payouts").text
+
+
 def test_pages_show_which_service_does_not_answer() -> None:
     """While MonitoringService is down, the overview says so, and keeps the links to the queues. A
     page about one thing is 503.

@@ -71,7 +71,11 @@ def console(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def _queries(ids: Ids, work: Work) -> Queries:
     searches = [{"q": id_} for values in ids.values() for id_ in values]
     others = [{"q": text} for text in ("buyer-1", "ch-1", work.account, "unknown-id")]
-    return {"search": searches + others, "accounts": [{"account": work.account}]}
+    return {
+        "search": searches + others,
+        "accounts": [{"account": work.account}],
+        "expected-entries": [{"account": work.account, "currency": "EUR"}],
+    }
 
 
 def _ids(platform: ServedPlatform, work: Work) -> Ids:
@@ -89,17 +93,26 @@ def _ids(platform: ServedPlatform, work: Work) -> Ids:
         "break_id": work.breaks,
         "statement_file_id": [work.statement_file],
         "trace_id": ["1".zfill(32)],
+        "entry_number": ["1"],
+        "payout_destination_id": [work.destination],
     }
+
+
+PAGES_OF_CHARTS = {"": 48, "metrics": 33}
+"""How many statements the pages of charts cause: three for each history of a metric."""
 
 
 @pytest.mark.parametrize("page", sorted(PAGES))
 def test_a_page_causes_few_statements(console: CountedConsole, page: str) -> None:
-    """At most 20 in all services together, however many orders, payouts or breaks it is about."""
+    """At most 20 in all services together, however many orders, payouts or breaks it is about. The
+    pages of charts cause more, but not with more data.
+    """
     for path in paths_of([page], console.ids, console.queries):
         plans = console.plans_of(path)
         statements = "\n".join(statement[:200] for _, statement, _ in plans.statements)
         assert bool(plans.statements) == (path != PAGE_WITHOUT_STATEMENTS), path
-        assert count_statements(plans) <= MAX_STATEMENTS, f"{path}:\n{statements}"
+        max_statements = PAGES_OF_CHARTS.get(page, MAX_STATEMENTS)
+        assert count_statements(plans) <= max_statements, f"{path}:\n{statements}"
 
 
 def test_statements_of_all_services_are_counted(console: CountedConsole) -> None:
@@ -114,6 +127,8 @@ def test_a_new_page_needs_ids_to_be_counted() -> None:
     """A page with a variable that has no ids is not left out by mistake."""
     with pytest.raises(StartupError, match="thing_id has no ids"):
         list(paths_of(["things/{thing_id}"], {}, {}))
+    with pytest.raises(StartupError, match="expected-entries cannot be asked for"):
+        list(paths_of(["expected-entries"], {}, {}))
     assert list(paths_of(["", "things/{thing_id}"], {"thing_id": ["a/b"]}, {"": [{"q": "1"}]})) == [
         "/console",
         "/console?q=1",

@@ -9,9 +9,17 @@ import httpx
 import pytest
 
 from tallystick.payout.v1 import payout_service_pb2
+from tallystick_server.http.console.calls import PublicCalls
 from tests.support.break_operator import Operator
 from tests.support.callers import token_of
-from tests.support.console import WAIT_FOR_ACCEPTANCE, Person, dead_letters_of, serve_console
+from tests.support.console import (
+    WAIT_FOR_ACCEPTANCE,
+    Person,
+    dead_letters_of,
+    serve_console,
+    serve_pages,
+    unreachable,
+)
 from tests.support.payments import create_payment
 from tests.support.platform import ServedPlatform, eventually, fresh_database
 from tests.support.reconciliation import Provider, breaks_of, charge, reconcile, transactions_of
@@ -100,6 +108,20 @@ def test_a_selection_that_the_platform_rejects_changes_nothing(
         assert forged.status_code == 403
         assert "The form belongs to another session." in forged.text
     assert all(f'value="{id_}"' in alice.get(LIST).text for id_ in ids)
+
+
+def test_without_an_answer_the_result_is_not_known() -> None:
+    """A call whose answer is missing may have been done: no page calls it rejected."""
+    with serve_pages(lambda: PublicCalls(*unreachable())) as browser:
+        page = browser.get("/console/search").text
+        token = page.partition('name="csrf_token" value="')[2].partition('"')[0]
+        fields = {"csrf_token": token, "reason": "fixed"}
+        selected = browser.post(f"{SELECTED}/retry", data={**fields, "selected": "d-1"})
+        single = browser.post("/console/unapplied-charges/u-1/acknowledge", data=fields)
+    assert selected.status_code == single.status_code == 503
+    assert "not known" in row_of(selected.text, "d-1")
+    assert "It is not known whether this was done." in single.text
+    assert "rejected" not in selected.text + single.text
 
 
 def test_all_that_match_are_counted_and_then_decided(

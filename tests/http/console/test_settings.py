@@ -8,7 +8,7 @@ from collections.abc import Callable
 import httpx
 from pydantic import BaseModel
 
-from tallystick_server.app.configuration import Settings
+from tallystick_server.app.configuration import Settings, load
 from tallystick_server.app.configuration.secrets import secrets_of
 from tallystick_server.app.settings_display import show_settings
 from tallystick_server.providers.stripe.settings import StripeSettings
@@ -36,7 +36,7 @@ def test_an_operator_sees_the_settings_of_the_process(
     assert "changed" in row_of(page, "console.enabled")
     assert ">28800<" in row_of(page, "console.session_lifetime")
     assert "changed" not in row_of(page, "console.session_lifetime")
-    assert "EUR = 5000" in row_of(page, "payout.approval_threshold")
+    assert ">EUR = 50.00<" in row_of(page, "payout.approval_threshold")
     assert ">set<" in row_of(page, "callers")
     assert ">set<" in row_of(page, "console.session_key")
     assert ">not set<" in row_of(page, "http.key_file")
@@ -78,6 +78,25 @@ def test_no_field_for_a_secret_is_shown() -> None:
     assert set(displayed) >= set(_names(Settings()))
 
 
+def test_values_are_written_as_they_are_set() -> None:
+    """Amounts and rates as decimals, retry policies and routing rules by their fields."""
+    environment = {
+        "TALLYSTICK_PAYOUT__APPROVAL_THRESHOLD": "EUR=50.00,JPY=7000",
+        "TALLYSTICK_PAYMENT__FEE_RATE": "0.025",
+        "TALLYSTICK_PAYMENT__SELLER_FEE_RATES": "seller-1=0,seller-2=0.1",
+        "TALLYSTICK_RETRY": "pending=fixed:2.5:0,sandbox.rejected=cancel",
+        "TALLYSTICK_ROUTING": "name=eu;currencies=EUR;min_amount=1.50;provider=sandbox",
+    }
+    texts = {setting.name: setting.text for setting in show_settings(load(environment))}
+    assert texts["payout.approval_threshold"] == "EUR = 50.00, JPY = 7000"
+    assert texts["payment.fee_rate"] == "0.025"
+    assert texts["payment.seller_fee_rates"] == "seller-1 = 0, seller-2 = 0.1"
+    assert texts["retry"] == (
+        "pending = fixed, initial_interval 2.5, max_tries 0; sandbox.rejected = cancel"
+    )
+    assert texts["routing"] == ("name=eu;currencies=EUR;min_amount=1.50;share=100;provider=sandbox")
+
+
 def _names(model: BaseModel, prefix: str = "") -> list[str]:
     """Every field of the settings that is not a section itself."""
     names = []
@@ -109,6 +128,12 @@ def test_a_person_sees_no_forms_of_other_roles(work: Work, sign_in: SignIn, alic
     """An auditor reads the same pages as an operator, without what only operators may do."""
     assert work.breaks[0] in (page := alice.get("/console/breaks").text)
     assert "Match the selected" in page
-    page = sign_in("auditor").get("/console/breaks").text
+    auditor = sign_in("auditor")
+    page = auditor.get("/console/breaks").text
     assert work.breaks[0] in page
     assert "Match the selected" not in page
+    for path in (f"/console/breaks/{work.breaks[0]}", "/console/statement-files"):
+        assert 'class="act"' in alice.get(path).text
+        response = auditor.get(path)
+        assert response.status_code == 200
+        assert 'class="act"' not in response.text

@@ -351,12 +351,10 @@ def test_the_failed_tries_stay_in_the_story_of_a_paid_order(
 
 
 def test_the_tries_of_an_outage_are_one_entry(scratch_database: DatabaseUrls) -> None:
-    """A booking is retried as long as the wallet is away: one entry counts the tries, so that the
+    """A booking is retried as long as the ledger is away: one entry counts the tries, so that the
     earlier ones stay.
     """
-    with serve_platform(scratch_database) as platform, platform.client() as client:
-        seller = create_payment(client, "5.00").payment_orders[0].seller_account
-    addresses = {"wallet": free_address(), "ledger": free_address(), "event": free_address()}
+    addresses = {"ledger": free_address(), "event": free_address()}
     policy = RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, None)
     settings = Settings().replace(
         service_addresses=addresses,
@@ -364,19 +362,15 @@ def test_the_tries_of_an_outage_are_one_entry(scratch_database: DatabaseUrls) ->
         worker__scan_interval=0.05,
     )
     with (
-        serve_platform(scratch_database, settings, names=("payment",)) as platform,
+        serve_platform(scratch_database, settings, names=("payment", "wallet")) as platform,
         platform.client() as client,
     ):
-        checkout_id = unique_id("c")
-        order = new_order(unique_id("o"), "buyer-1", seller, "5.00", "EUR")
-        client.create_payment(
-            checkout_id, [order], credit_card_info="tok_visa", wait_for=WAIT_FOR_ACCEPTANCE
-        )
+        payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
 
         def failures() -> list[str]:
             return [
                 entry.detail
-                for entry in explain_payment(client, checkout_id).entries
+                for entry in explain_payment(client, payment.checkout_id).entries
                 if "update the seller's wallet and the ledger failed" in entry.title
             ]
 

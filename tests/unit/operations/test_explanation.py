@@ -105,7 +105,7 @@ def test_every_failed_try_names_what_was_tried_and_why_it_failed(reason: RetryRe
     assert entry.title.startswith("The try to ")
     assert wait.reason in entry.title
     assert entry.detail == (
-        'The answer was: "status 500". The provider\'s id of the request is req_1. The next try '
+        'The error was: "status 500". The provider\'s id of the request is req_1. The next try '
         "was scheduled 90.0 s later, at 2026-11-30 12:01:30 UTC."
     )
 
@@ -152,10 +152,18 @@ def test_a_request_that_the_answer_names_is_named_once() -> None:
         _A.SEND, "stripe", _R.REJECTED, _NOW, _NOW, None, "status 400 req_1", "req_1"
     )
     entry = failed_try_entry(failed_try, "charge o-1")
-    assert entry.detail == 'The answer was: "status 400 req_1". No further try was scheduled.'
+    assert entry.detail == 'The error was: "status 400 req_1". No further try was scheduled.'
     unchecked = failed_try_entry(replace(failed_try, action=_A.RISK), "charge o-1")
     assert "risk check" in unchecked.title
     assert "risk" not in entry.title
+
+
+def test_a_risk_check_that_does_not_decide_is_no_unreachable_provider() -> None:
+    """The risk provider may have answered, for example with a server error."""
+    failed_try = FailedTryFacts(_A.RISK, "stripe", _R.NOT_SENT, _NOW, _NOW, None, "status 500")
+    title = failed_try_entry(failed_try, "charge o-1").title
+    assert "the risk provider has not decided" in title
+    assert "reached" not in title
 
 
 @pytest.mark.parametrize("cause", DeadLetterCause)

@@ -126,9 +126,34 @@ def _policy_from_table(strategy: RetryStrategy, table: Mapping[str, Any]) -> Ret
     )
 
 
+def _write_policies(policies: Mapping[tuple[str, RetryReason], RetryPolicy]) -> str:
+    return "; ".join(
+        f"{f'{provider}.' if provider else ''}{reason.lower()} = {_write_policy(policy)}"
+        for (provider, reason), policy in policies.items()
+    )
+
+
+def _write_policy(policy: RetryPolicy) -> str:
+    """The strategy with its fields, as in a table."""
+    values = {
+        "initial_interval": policy.initial_interval_seconds,
+        "max_interval": policy.max_interval_seconds,
+        "max_tries": policy.max_tries or 0,
+        "backoff_coefficient": policy.backoff_coefficient,
+        "increment": policy.increment_seconds,
+    }
+    required, optional = _FIELDS[policy.strategy]
+    fields = [
+        f"{name} {value:.10g}"
+        for name in (*required, *optional)
+        if (value := values[name]) is not None
+    ]
+    return ", ".join((policy.strategy, *fields))
+
+
 PolicyByReason: TypeAlias = Annotated[
     Mapping[tuple[str, RetryReason], RetryPolicy],
     PlainValidator(_parse_policies),
-    Kind("table: retry reason to policy"),
+    Kind("table: retry reason to policy", write=_write_policies),
 ]
 """The provider is "" for all providers. Whether it is configured is checked later."""

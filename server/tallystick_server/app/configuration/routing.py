@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import PlainValidator
 
 from tallystick_core.errors import ApiError
-from tallystick_core.money import parse_amount, parse_currency
+from tallystick_core.money import format_amount, parse_amount, parse_currency
 from tallystick_core.payment.checkout import MethodType
 from tallystick_core.payment.routing import MAX_RULES, RoutingRule, covering_rule
 from tallystick_core.validation import parse_country, parse_id
@@ -174,9 +174,27 @@ def _order_problems(rules: list[RoutingRule]) -> Iterator[tuple[str, str]]:
             yield f"[{position}]", f"{text}; move it before that rule, or remove it"
 
 
+def _write_rules(rules: tuple[RoutingRule, ...]) -> str:
+    return ", ".join(map(_write_rule, rules))
+
+
+def _write_rule(rule: RoutingRule) -> str:
+    """The rule as in a variable."""
+    fields: dict[str, str] = {}
+    for name in _FIELDS:
+        value = getattr(rule, name)
+        if name in _LISTS:
+            fields[name] = "+".join(sorted(value))
+        elif name in _AMOUNTS and value is not None:
+            fields[name] = format_amount(value, next(iter(rule.currencies)))
+        elif value is not None:
+            fields[name] = str(value)
+    return ";".join(f"{name}={text}" for name, text in fields.items() if text)
+
+
 RoutingRules: TypeAlias = Annotated[
     tuple[RoutingRule, ...],
     PlainValidator(_parse_rules),
-    Kind("list of tables"),
+    Kind("list of tables", write=_write_rules),
 ]
 """Whether their providers are configured is checked later."""

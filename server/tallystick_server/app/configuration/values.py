@@ -9,7 +9,7 @@ from pydantic import PlainValidator
 
 from tallystick_core.access import Caller, Role
 from tallystick_core.errors import ApiError
-from tallystick_core.money import parse_amount, parse_currency
+from tallystick_core.money import format_amount, parse_amount, parse_currency
 from tallystick_core.payment.return_url import parse_origin
 from tallystick_core.validation import parse_country, parse_id
 from tallystick_server.app.services import migration_folders
@@ -24,6 +24,7 @@ from tallystick_server.setting_types import (
     parse_text,
     split_pairs,
     table,
+    write_rate,
 )
 
 _MIN_TOKEN_LENGTH = 16
@@ -53,6 +54,16 @@ def _parse_amounts(value: Any) -> dict[str, int]:
     if problems:
         raise InvalidSetting(*problems)
     return amounts
+
+
+def _write_amounts(amounts: Mapping[str, int]) -> str:
+    return ", ".join(
+        f"{currency} = {format_amount(amount, currency)}" for currency, amount in amounts.items()
+    )
+
+
+def _write_rates(rates: Mapping[str, int]) -> str:
+    return ", ".join(f"{seller} = {write_rate(rate)}" for seller, rate in rates.items())
 
 
 def _set(parse_item: Callable[[str, str], str]) -> Callable[[Any], frozenset[str]]:
@@ -187,10 +198,12 @@ Authentication: TypeAlias = Annotated[
 FeeRateBySeller: TypeAlias = Annotated[
     Mapping[str, int],
     PlainValidator(table(parse_rate)),
-    Kind("table: seller to decimal text", "fraction of the amount"),
+    Kind("table: seller to decimal text", "fraction of the amount", write=_write_rates),
 ]
 AmountByCurrency: TypeAlias = Annotated[
-    Mapping[str, int], PlainValidator(_parse_amounts), Kind("table: currency to decimal text")
+    Mapping[str, int],
+    PlainValidator(_parse_amounts),
+    Kind("table: currency to decimal text", write=_write_amounts),
 ]
 """In minor units."""
 AddressByService: TypeAlias = Annotated[

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from tallystick_core.errors import ApiError
+from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_server.http.console.values import Values, to_values
 from tallystick_server.http.errors import HTTP_STATUS_BY_CODE
 from tallystick_server.http.grpc_status import status_of
@@ -23,6 +23,9 @@ from tallystick_server.http.transcoder import DEFAULT_TIMEOUT, DEFAULT_TIMEOUTS,
 from tallystick_server.rpc.errors import to_status
 
 _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,10}", re.ASCII)
+_UNCERTAIN_REASONS = frozenset(
+    {ErrorReason.DEADLINE_EXCEEDED, ErrorReason.DEPENDENCY_UNAVAILABLE, ErrorReason.INTERNAL}
+)
 MAX_CALLS = 20
 """How many calls one page may make."""
 
@@ -47,6 +50,11 @@ class CallFailed(Exception):
     @property
     def rejects_token(self) -> bool:
         return bool(self.code == code_pb2.UNAUTHENTICATED)
+
+    @property
+    def is_uncertain(self) -> bool:
+        """Whether the call may have changed something all the same."""
+        return self.reason in _UNCERTAIN_REASONS
 
     @property
     def http_status(self) -> int:

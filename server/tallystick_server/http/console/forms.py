@@ -42,9 +42,9 @@ def read_selection(text: str) -> list[str]:
 def read_multipart(content_type: str, body: bytes) -> tuple[dict[str, str], UploadedFile | None]:
     """The fields and the file of a form with a file. Raises HttpError."""
     match = _BOUNDARY.match(content_type)
-    parts = (
-        (b"\r\n" + body).split(b"\r\n--" + match[1].encode("latin-1", "replace")) if match else []
-    )
+    delimiter = b"\r\n--" + match[1].encode("latin-1", "replace") if match else b""
+    # one part more than is allowed, and not millions of them
+    parts = (b"\r\n" + body).split(delimiter, _MAX_FIELDS) if delimiter else []
     if len(parts) < 2 or len(parts) > _MAX_FIELDS or parts[0] or parts[-1][:2] != b"--":
         raise _malformed("The form must be multipart/form-data, complete, and have few fields.")
     fields: dict[str, str] = {}

@@ -20,8 +20,8 @@ PAGE_SIZE = 25
 
 @dataclass(frozen=True, slots=True)
 class FailedAct:
-    """An act that the platform rejected. `action`: the path of its form. `entered`: what the person
-    wrote, so that nobody must write it again.
+    """An act that the platform rejected, or did not answer. `action`: the path of its form.
+    `entered`: what the person wrote, so that nobody must write it again.
     """
 
     action: str
@@ -51,6 +51,10 @@ class Visit:
     def link(self, **changes: str) -> str:
         """This page with other fields in its query; an empty one leaves it out."""
         return with_query(self.path, **{**self.query, **changes})
+
+    def other(self, path: str) -> str:
+        """Another page with the query of this one."""
+        return with_query(path, **self.query)
 
     def list_fields(self) -> dict[str, Any]:
         """The fields of a list call that choose the page."""

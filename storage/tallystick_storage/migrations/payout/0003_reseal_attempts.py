@@ -1,6 +1,6 @@
-"""Seals the attempts again, which have got a column. It locks no table."""
+"""Seals the attempts again, which have got a column. It locks no table, and rows only briefly."""
 
-from tallystick_storage.migrations import run
+from tallystick_storage.migrations import run_in_batches
 from tallystick_storage.migrations.seals import reseal
 
 revision = "payout_0003"
@@ -10,4 +10,4 @@ depends_on = None
 
 
 def upgrade() -> None:
-    run("payout", reseal("attempt"))
+    run_in_batches("payout", reseal("attempt"))

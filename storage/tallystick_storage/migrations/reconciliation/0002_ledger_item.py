@@ -11,6 +11,9 @@ branch_labels = None
 depends_on = None
 
 TABLES = """
+-- An old process that still runs could otherwise store or close entries between the copies. All
+-- that do so lock ledger_position first.
+lock table ledger_position, open_item, closed_item in access exclusive mode;
 -- The ledger's entries on clearing accounts, as they were read.
 create table ledger_item (like open_item including constraints);
 insert into ledger_item select * from open_item;
@@ -38,6 +41,8 @@ create index closed_item_by_file on closed_item using brin (file_number)
     with (autosummarize = on);
 
 grant select, insert on ledger_item to {service};
+revoke update on open_item from {service};
+analyze ledger_item;
 """
 
 

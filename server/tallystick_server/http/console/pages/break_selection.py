@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from tallystick_server.http.console.calls import CallFailed
-from tallystick_server.http.console.links import path_of, with_query
+from tallystick_server.http.console.links import path_of
 from tallystick_server.http.console.pages.breaks import MATCH, show_list
 from tallystick_server.http.console.visit import Answer, FailedAct, Form, FormHandler, Page, Visit
 
@@ -23,7 +23,7 @@ async def match_selected(visit: Visit, form: Form) -> Answer:
         visit = replace(visit, path=path_of("breaks"), failed_act=failed)
         page = await show_list(visit, form.selected)
         return replace(page, status=error.http_status, visit=visit)
-    values = {"response": response, "back": with_query(path_of("breaks"), **visit.query)}
+    values = {"response": response, "back": visit.other(path_of("breaks"))}
     return Page("breaks_matched.html", "Matched breaks", values)
 
 

@@ -55,8 +55,8 @@ async def show_break(visit: Visit) -> Answer:
     response = await visit.calls.call("reconciliation.GetBreak", break_id=break_id)
     found = response["reconciliation_break"]
     names = _ACTS_BY_STATE.get(found["state"], ())
-    values = {"found": found, "acts": [act for act in BREAK_ACTS.acts if act.name in names]}
-    return Page("break.html", f"Break {break_id}", values)
+    acts = visit.allowed(act for act in BREAK_ACTS.acts if act.name in names)
+    return Page("break.html", f"Break {break_id}", {"found": found, "acts": acts})
 
 
 MATCH = Act(

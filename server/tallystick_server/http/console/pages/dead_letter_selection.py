@@ -45,7 +45,7 @@ def _selected(service: str, act: Act) -> FormHandler:
             "items": list(zip(form.selected, results, strict=True)),
             "done_count": len(results) - len(failed),
             "service": service,
-            "back": with_query(path_of("dead-letters"), **visit.query),
+            "back": visit.other(path_of("dead-letters")),
         }
         status = failed[0].http_status if len(failed) == len(results) else 200
         return Page("dead_letters_done.html", f"{act.label} {_count(len(results))}", values, status)

@@ -20,6 +20,7 @@ from tallystick_server.http.console.history import (
     period_of,
     read_histories,
 )
+from tallystick_server.http.console.links import path_of
 from tallystick_server.http.console.pages.own_payments import show_own_payments
 from tallystick_server.http.console.pages.work_queues import (
     QUEUES,
@@ -42,7 +43,7 @@ from tallystick_server.http.console.panels import (
 )
 from tallystick_server.http.console.rendering import format_words
 from tallystick_server.http.console.units import COUNT, SECONDS, money
-from tallystick_server.http.console.visit import Answer, Page, Visit
+from tallystick_server.http.console.visit import Answer, Page, Redirect, Visit
 
 _MAX_ACCOUNTS = 200
 _CHARGES = "tallystick.charges.completed"
@@ -59,11 +60,15 @@ _AGES = (
 
 
 async def show_overview(visit: Visit) -> Answer:
-    """GET /console: the work queues and the alerts now, and the platform's figures over time."""
+    """GET /console: the work queues and the alerts now, and the platform's figures over time. For a
+    team its own payments; for a caller who may only pay out, the list of payouts.
+    """
     work_now, age_now, in_flight_now = await read_histories(
         visit.calls, NOW, visit.time, WORK, WORK_AGE, _IN_FLIGHT
     )
     if work_now.error and work_now.error.code == code_pb2.PERMISSION_DENIED:
+        if not visit.session.may_have(("TEAM",)):
+            return Redirect(path_of("payouts"))
         return await show_own_payments(visit)
     providers = await visit.calls.attempt(
         "ledger.ListAccounts", prefix="psp/", page_size=_MAX_ACCOUNTS

@@ -48,7 +48,12 @@ async def _list_page(
     response = await visit.calls.call(
         "reconciliation.ListStatementFiles", account=account, **visit.list_fields()
     )
-    values = {"response": response, "problem": problem, "entered": entered or {}}
+    values = {
+        "response": response,
+        "problem": problem,
+        "entered": entered or {},
+        "may_upload": bool(visit.allowed(FILE_ACTS.acts)),
+    }
     return Page("statement_files.html", "Statement files", values, 400 if problem else 200)
 
 

@@ -29,6 +29,10 @@ class Symptom:
     fields: Mapping[str, Any] = field(default_factory=dict)
     window: timedelta = timedelta(minutes=5)
     step: timedelta = timedelta(minutes=5)
+    result: str = ""
+    """Of a metric with the attribute `result`: the one that counts."""
+    unless: str = ""
+    """Another result: a group in which its value is above 0 is normal."""
     is_total: bool = False
     """Whether the points of the window are added. Otherwise the highest counts."""
 
@@ -58,15 +62,13 @@ SYMPTOMS = (
         },
     ),
     Symptom(
-        "Webhooks that were not delivered, in 2 hours",
+        "Webhooks that were fetched while none was delivered, in 2 hours",
         "TallystickWebhooksSilent",
         "tallystick.webhooks.received",
         0.0,
-        {
-            "filters": ["result=fetched"],
-            "group_by": ["provider"],
-            "aggregation": "AGGREGATION_SUM",
-        },
+        {"group_by": ["provider", "result"], "aggregation": "AGGREGATION_SUM"},
+        result="fetched",
+        unless="stored",
         window=timedelta(hours=2),
         step=timedelta(minutes=10),
         is_total=True,
@@ -115,8 +117,15 @@ async def read_symptoms(calls: PageCalls, now: datetime) -> list[Figure]:
 
 
 def _to_figure(symptom: Symptom, result: Result) -> Figure:
-    unit = result.values.get("unit", "")
-    values = _values_by_group(symptom, result.values.get("histories", []))
+    unit, histories = result.values.get("unit", ""), result.values.get("histories", [])
+    normal = set()
+    if symptom.unless:
+        others = _values_by_group(symptom, histories, symptom.unless)
+        normal = {where for value, where in others if value > 0}
+    values = [
+        (0.0 if where in normal else value, where)
+        for value, where in _values_by_group(symptom, histories, symptom.result)
+    ]
     highest, where = max(values, default=(0.0, ""))
     return Figure(
         symptom,
@@ -129,17 +138,17 @@ def _to_figure(symptom: Symptom, result: Result) -> Figure:
 
 
 def _values_by_group(
-    symptom: Symptom, histories: Sequence[Mapping[str, Any]]
+    symptom: Symptom, histories: Sequence[Mapping[str, Any]], result: str
 ) -> list[tuple[float, str]]:
-    """The value of each history, with the values of its attributes."""
+    """The value of each history with this result, with the values of its other attributes."""
     combine = sum if symptom.is_total else max
     return [
         (
             combine(point["value"] for point in history["points"]),
-            ", ".join(history["attributes"].values()),
+            ", ".join(v for name, v in history["attributes"].items() if name != "result"),
         )
         for history in histories
-        if history["points"]
+        if history["points"] and history["attributes"].get("result", "") == result
     ]
 
 

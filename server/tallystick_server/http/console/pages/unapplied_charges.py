@@ -12,7 +12,7 @@ async def list_unapplied_charges(visit: Visit) -> Answer:
     response = await visit.calls.call(
         "payment.ListUnappliedCharges", acknowledged=acknowledged, **visit.list_fields()
     )
-    values = {"response": response, "acts": UNAPPLIED_ACTS.acts}
+    values = {"response": response, "acts": visit.allowed(UNAPPLIED_ACTS.acts)}
     return Page("unapplied_charges.html", "Unapplied charges", values)
 
 

@@ -1,0 +1,50 @@
+"""Symptoms of the console are too high exactly when their rules of Prometheus would fire."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import pytest
+
+from tallystick_server.http.console.calls import PageCalls, Result
+from tallystick_server.http.console.pages.symptoms import read_symptoms
+
+
+class _Histories:
+    """Answers GetMetricHistory with the counts of webhooks by result; other metrics have none."""
+
+    def __init__(self, counts: dict[str, int]) -> None:
+        self._counts = counts
+
+    async def attempt(self, _name: str, /, **fields: Any) -> Result:
+        if fields["metric"] != "tallystick.webhooks.received":
+            return Result({"unit": "s", "histories": []})
+        assert fields["group_by"] == ["provider", "result"]
+        histories = [
+            {"attributes": {"provider": "stripe", "result": name}, "points": [{"value": count}]}
+            for name, count in self._counts.items()
+        ]
+        return Result({"unit": "{event}", "histories": histories})
+
+
+@pytest.mark.parametrize(
+    ("counts", "is_too_high", "value"),
+    [
+        ({"fetched": 3}, True, "3"),
+        ({"fetched": 3, "stored": 0}, True, "3"),
+        ({"fetched": 3, "stored": 1}, False, "0"),
+        ({"fetched": 0, "stored": 5}, False, "0"),
+        ({}, False, "–"),
+    ],
+    ids=["none delivered", "none of two hours", "late", "delivered", "no events"],
+)
+def test_webhooks_are_silent_only_if_none_is_delivered(
+    counts: dict[str, int], is_too_high: bool, value: str
+) -> None:
+    """An event may be fetched a moment before it is delivered, or after a restart."""
+    calls = cast(PageCalls, _Histories(counts))
+    figures = asyncio.run(read_symptoms(calls, datetime.now(UTC)))
+    (figure,) = (f for f in figures if f.symptom.rule == "TallystickWebhooksSilent")
+    assert (figure.is_too_high, figure.value) == (is_too_high, value)
