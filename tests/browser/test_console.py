@@ -200,7 +200,7 @@ def test_charts_and_traces_are_read_without_scripts(
         numbers = page.get_by_role("region", name="Numbers of Charges")
         expect(numbers.get_by_role("row")).to_have_count(61)
         page.get_by_role("link", name="Metrics").click()
-        page.get_by_label("Method").select_option("payout.CreatePayout")
+        page.get_by_label("Method", exact=True).select_option("payout.CreatePayout")
         page.get_by_role("button", name="Show").click()
         expect(page.get_by_role("img", name="Latency of payout.CreatePayout")).to_be_visible()
         page.get_by_role("link", name="Traces").click()
