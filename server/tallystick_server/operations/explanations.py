@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 from tallystick.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
 from tallystick.history.v1 import explanation_pb2
@@ -29,11 +29,13 @@ from tallystick_core.operations.explanation import (
     OperationFacts,
     WebhookFacts,
     join_sentences,
+    sort_entries,
     sort_steps,
 )
 from tallystick_core.operations.next_action import NextAction
 from tallystick_core.operations.webhook_event import WebhookEventState
 from tallystick_core.provider.outcome import RetryReason
+from tallystick_core.validation import parse_lookup_id
 from tallystick_server.operations.retry_policy import RetryPolicies
 from tallystick_server.rpc.enums import EnumNames
 from tallystick_server.rpc.service_client import ServiceCallRejected, ServiceClient
@@ -149,11 +151,29 @@ def references_of(explanation: explanation_pb2.Explanation, source: ExplanationS
     )
 
 
-def sees_whole_explanation(caller: Caller) -> bool:
-    """Whether a caller gets the explanations of all owners, with what only operators may read. A
-    service asks on behalf of an operator.
+class Explainer(Protocol):
+    """Explains the resources of a service. `owner`: None: those of all owners. Raises NOT_FOUND."""
+
+    async def explain(
+        self, id_: str, owner: str | None, *, for_operator: bool
+    ) -> explanation_pb2.Explanation: ...
+
+    async def find_name(self, id_: str, owner: str | None) -> str: ...
+
+
+async def explain_to(
+    caller: Caller, explainer: Explainer, text: str, *, name_only: bool
+) -> explanation_pb2.Explanation:
+    """The explanation that a caller may read of what the field `id` names, or only its resource
+    name. Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REJECTED, NOT_FOUND. A service asks on
+    behalf of an operator.
     """
-    return caller.can_see_all or Role.SERVICE in caller.roles
+    id_ = parse_lookup_id(text, "id")
+    sees_all = caller.can_see_all or Role.SERVICE in caller.roles
+    owner = None if sees_all else caller.owner
+    if name_only:
+        return explanation_pb2.Explanation(resource_name=await explainer.find_name(id_, owner))
+    return await explainer.explain(id_, owner, for_operator=sees_all)
 
 
 def trace_id_of(traceparent: str) -> str:
@@ -285,7 +305,18 @@ class OtherServices:
         self._ledger = service_client.stub(ledger_service_pb2_grpc.LedgerServiceStub, ledger)
         self._event = service_client.stub(event_service_pb2_grpc.EventServiceStub, event)
 
-    async def read(self, elsewhere: Elsewhere) -> FoundElsewhere:
+    async def add_to(
+        self, explanation: Explanation, omissions: Iterable[str], elsewhere: Elsewhere
+    ) -> Explanation:
+        """The explanation with the entries of these services, and with all that is left out."""
+        found = await self._read(elsewhere)
+        return replace(
+            explanation,
+            entries=sort_entries([*explanation.entries, *found.entries]),
+            omissions=(*omissions, *found.omissions),
+        )
+
+    async def _read(self, elsewhere: Elsewhere) -> FoundElsewhere:
         parts = await asyncio.gather(
             _read_from("WalletService", self._read_wallet, elsewhere.wallet_sources),
             _read_from("LedgerService", self._read_ledger, elsewhere.ledger_sources),

@@ -10,7 +10,7 @@ from datetime import datetime
 from tallystick.history.v1 import explanation_pb2
 from tallystick_core.errors import not_found_error
 from tallystick_core.operations.alert import AlertKind
-from tallystick_core.operations.explanation import ReportFacts, sort_entries
+from tallystick_core.operations.explanation import ReportFacts
 from tallystick_core.operations.kind import KindName
 from tallystick_core.operations.next_action import NextAction
 from tallystick_core.payment.checkout import ChargeMode
@@ -102,14 +102,10 @@ class PaymentExplainer:
         gathered = await self._database.read(read)
         if gathered is None:
             raise not_found_error("payment with the id", id_)
-        explanation = explain(gathered.facts, gathered.time)
-        elsewhere = await self._other_services.read(
-            _elsewhere(gathered.facts, for_operator=for_operator)
-        )
-        explanation = replace(
-            explanation,
-            entries=sort_entries([*explanation.entries, *elsewhere.entries]),
-            omissions=(*gathered.omissions, *elsewhere.omissions),
+        explanation = await self._other_services.add_to(
+            explain(gathered.facts, gathered.time),
+            gathered.omissions,
+            _elsewhere(gathered.facts, for_operator=for_operator),
         )
         return to_message(explanation, gathered.time)
 

@@ -7,17 +7,16 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 
-from tallystick.history.v1 import explanation_pb2
 from tallystick.payment.v1 import payment_pb2
 from tallystick.payment.v1 import payment_service_pb2 as pb
 from tallystick_core.access import Role
 from tallystick_core.errors import ApiError, ErrorReason, key_reused_error, not_found_error
 from tallystick_core.payment.state import OrderStatus, PaymentTrigger, transition
 from tallystick_core.state_machine import Verb, invalid_state_error
-from tallystick_core.validation import parse_id, parse_lookup_id, parse_reason_text
+from tallystick_core.validation import parse_id, parse_reason_text
 from tallystick_server.operations import history, operator_handlers
 from tallystick_server.operations.batcher import Batcher
-from tallystick_server.operations.explanations import sees_whole_explanation
+from tallystick_server.operations.explanations import explain_to
 from tallystick_server.payment import convert, preview_routing, requests
 from tallystick_server.payment.buyer_status import LOOK_UP_SECONDS, to_buyer_status
 from tallystick_server.payment.explain import PaymentExplainer
@@ -194,14 +193,9 @@ class PaymentHandlers(PaymentOperatorHandlers):
     async def ExplainPayment(
         self, request: pb.ExplainPaymentRequest, call: Call
     ) -> pb.ExplainPaymentResponse:
-        id_, sees_all = parse_lookup_id(request.id, "id"), sees_whole_explanation(call.caller)
-        owner = None if sees_all else call.caller.owner
-        if request.name_only:
-            name = await self._explainer.find_name(id_, owner)
-            return pb.ExplainPaymentResponse(
-                explanation=explanation_pb2.Explanation(resource_name=name)
-            )
-        explanation = await self._explainer.explain(id_, owner, for_operator=sees_all)
+        explanation = await explain_to(
+            call.caller, self._explainer, request.id, name_only=request.name_only
+        )
         return pb.ExplainPaymentResponse(explanation=explanation)
 
     async def PreviewRouting(

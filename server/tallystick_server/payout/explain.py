@@ -13,7 +13,7 @@ from tallystick_core.errors import not_found_error
 from tallystick_core.ledger.posting_rules import PostingKind
 from tallystick_core.money import format_amount
 from tallystick_core.operations.alert import AlertKind
-from tallystick_core.operations.explanation import OperationFacts, ReportFacts, sort_entries
+from tallystick_core.operations.explanation import OperationFacts, ReportFacts
 from tallystick_core.operations.kind import KindName
 from tallystick_core.operations.next_action import NextAction
 from tallystick_core.payout.explanation import (
@@ -102,12 +102,10 @@ class PayoutExplainer:
         gathered = await self._database.read(read)
         if gathered is None:
             raise not_found_error("payout with the id", id_)
-        explanation = explain(gathered.facts, gathered.time)
-        elsewhere = await self._other_services.read(_elsewhere(gathered, for_operator=for_operator))
-        explanation = replace(
-            explanation,
-            entries=sort_entries([*explanation.entries, *elsewhere.entries]),
-            omissions=(*gathered.omissions, *elsewhere.omissions),
+        explanation = await self._other_services.add_to(
+            explain(gathered.facts, gathered.time),
+            gathered.omissions,
+            _elsewhere(gathered, for_operator=for_operator),
         )
         return to_message(explanation, gathered.time)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
-from tallystick.history.v1 import explanation_pb2
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick_core.access import Role
@@ -12,11 +11,11 @@ from tallystick_core.money import parse_currency
 from tallystick_core.operations.kind import KindName
 from tallystick_core.payout.request import NewPayout
 from tallystick_core.payout.state import TERMINAL_STATES, PayoutTransitionReason
-from tallystick_core.validation import parse_id, parse_lookup_id, parse_reason_text
+from tallystick_core.validation import parse_id, parse_reason_text
 from tallystick_server.observability.tracing import current_context, traceparent
 from tallystick_server.operations import history, operator_handlers
 from tallystick_server.operations.batcher import Batcher
-from tallystick_server.operations.explanations import sees_whole_explanation
+from tallystick_server.operations.explanations import explain_to
 from tallystick_server.payout import convert
 from tallystick_server.payout.approvals import Decision
 from tallystick_server.payout.batch_handlers import BatchHandlers
@@ -160,14 +159,9 @@ class PayoutHandlers(DestinationHandlers, BatchHandlers, PayoutOperatorHandlers)
     async def ExplainPayout(
         self, request: pb.ExplainPayoutRequest, call: Call
     ) -> pb.ExplainPayoutResponse:
-        id_, sees_all = parse_lookup_id(request.id, "id"), sees_whole_explanation(call.caller)
-        owner = None if sees_all else call.caller.owner
-        if request.name_only:
-            name = await self._explainer.find_name(id_, owner)
-            return pb.ExplainPayoutResponse(
-                explanation=explanation_pb2.Explanation(resource_name=name)
-            )
-        explanation = await self._explainer.explain(id_, owner, for_operator=sees_all)
+        explanation = await explain_to(
+            call.caller, self._explainer, request.id, name_only=request.name_only
+        )
         return pb.ExplainPayoutResponse(explanation=explanation)
 
     async def ListPayouts(
