@@ -19,8 +19,8 @@ from tallystick_server.app.configuration import Settings
 from tallystick_server.app.metrics_export import exports_metrics
 from tallystick_server.app.metrics_recording import records_metrics
 from tallystick_server.observability.tracing import TracedDatabase
-from tallystick_server.operations.explanations import OtherServices
 from tallystick_server.operations.monitor import Monitor
+from tallystick_server.operations.other_services import OtherServices
 from tallystick_server.operations.periodic import Periodic
 from tallystick_server.operations.retry_policy import RetryPolicies
 from tallystick_server.operations.worker import OperationWorker, WorkerSettings

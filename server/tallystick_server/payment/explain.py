@@ -20,8 +20,6 @@ from tallystick_core.payment.state import OrderStatus
 from tallystick_server.operations.explanations import (
     MAX_ROWS,
     MAX_TRANSITIONS,
-    Elsewhere,
-    OtherServices,
     alert_facts,
     attempt_facts,
     dead_letter_facts,
@@ -33,6 +31,7 @@ from tallystick_server.operations.explanations import (
     webhook_facts,
 )
 from tallystick_server.operations.operation import NO_LEASE
+from tallystick_server.operations.other_services import Elsewhere, OtherServices
 from tallystick_server.operations.retry_policy import RetryPolicies
 from tallystick_server.payment.charge import Charge, charges_from_rows
 from tallystick_server.payment.explanation_rows import (

@@ -28,8 +28,6 @@ from tallystick_core.provider.outcome import PayoutFailure
 from tallystick_server.operations.explanations import (
     MAX_ROWS,
     MAX_TRANSITIONS,
-    Elsewhere,
-    OtherServices,
     alert_facts,
     attempt_facts,
     dead_letter_facts,
@@ -40,6 +38,7 @@ from tallystick_server.operations.explanations import (
     trace_id_of,
     webhook_facts,
 )
+from tallystick_server.operations.other_services import Elsewhere, OtherServices
 from tallystick_server.operations.retry_policy import RetryPolicies
 from tallystick_server.payout.operation import PayoutOperation, operations_from_rows
 from tallystick_storage import explanations as operation_store
