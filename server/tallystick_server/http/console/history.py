@@ -127,16 +127,28 @@ class History:
         return [Series(name(group), values) for group, values in self.groups.items()]
 
 
-async def read_histories(
-    calls: PageCalls, period: Period, now: datetime, *queries: MetricQuery
-) -> list[History]:
-    """Reads metrics over the steps of a period, with a call each."""
-    start = period.start_at(now)
-    results = await gather_results(*(_read(calls, period, start, query) for query in queries))
-    return [
-        _history_of(result, query, period, start)
-        for result, query in zip(results, queries, strict=True)
-    ]
+@dataclass(frozen=True, slots=True)
+class HistoryReader:
+    """Reads metrics over the steps of a period until `now`."""
+
+    calls: PageCalls
+    period: Period
+    now: datetime
+
+    @property
+    def steps(self) -> list[Step]:
+        return self.period.steps_at(self.now)
+
+    async def read(self, *queries: MetricQuery) -> list[History]:
+        """The histories, in the order of the queries; a call for each."""
+        start = self.period.start_at(self.now)
+        results = await gather_results(
+            *(_read(self.calls, self.period, start, query) for query in queries)
+        )
+        return [
+            _history_of(result, query, self.period, start)
+            for result, query in zip(results, queries, strict=True)
+        ]
 
 
 async def _read(calls: PageCalls, period: Period, start: datetime, query: MetricQuery) -> Result:

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 from tallystick_server.http.console.calls import CallFailed
 from tallystick_server.http.console.charts import Chart, Series, Step, bar_chart, line_chart
-from tallystick_server.http.console.history import Group, History
-from tallystick_server.http.console.units import PERCENT, Unit
+from tallystick_server.http.console.history import Group, History, MetricQuery
+from tallystick_server.http.console.units import PERCENT, SECONDS, Unit
+
+CALLS = "rpc.server.call.duration"
+"""The durations of calls that a service answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,28 @@ def line_panel(
         return Panel(title, hint, None, error)
     lines = [line for history, name in parts for line in history.series(name)]
     return Panel(title, hint, line_chart(key, title, steps, lines, unit))
+
+
+def latency_queries(method: str) -> tuple[MetricQuery, MetricQuery]:
+    """The median and the 99 % of a method, by its full name."""
+    filters = (f"rpc.method={method}",)
+    return (
+        MetricQuery(CALLS, (), "QUANTILE", filters, "0.5"),
+        MetricQuery(CALLS, (), "QUANTILE", filters, "0.99"),
+    )
+
+
+def latency_panel(name: str, steps: Sequence[Step], median: History, slow: History) -> Panel:
+    """The latency of a method, of the histories of `latency_queries`."""
+    return line_panel(
+        "latency",
+        f"Latency of {name}",
+        "Half of the calls are faster than the median, 99 of 100 than the other line.",
+        steps,
+        SECONDS,
+        (median, lambda _: "median"),
+        (slow, lambda _: "99 %"),
+    )
 
 
 def bar_panel(

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from tallystick_server.http.console.history import (
     PERIOD_CHOICES,
+    HistoryReader,
     MetricQuery,
     period_of,
-    read_histories,
 )
-from tallystick_server.http.console.panels import bar_panel, line_panel
+from tallystick_server.http.console.panels import (
+    CALLS,
+    Panel,
+    bar_panel,
+    latency_panel,
+    latency_queries,
+    line_panel,
+)
 from tallystick_server.http.console.rendering import format_words
 from tallystick_server.http.console.units import COUNT, FRACTION, SECONDS
 from tallystick_server.http.console.visit import Answer, Page, Visit
 
-_CALLS = "rpc.server.call.duration"
 _PROVIDER_CALLS = "tallystick.provider.call.duration"
 _DEFAULT_METHOD = "payment.CreatePayment"
 
@@ -24,52 +32,38 @@ async def show_metrics(visit: Visit) -> Answer:
     methods = visit.calls.full_names()
     method = visit.query.get("method", "")
     method = method if method in methods else _DEFAULT_METHOD
-    of_method = f"rpc.method={methods[method]}"
-    (
-        median,
-        slow,
-        calls,
-        failed,
-        provider_slow,
-        unknown,
-        not_sent,
-        dead_letters,
-        lag,
-        database,
-        processor,
-    ) = await read_histories(
-        visit.calls,
-        period,
-        visit.time,
-        MetricQuery(_CALLS, (), "QUANTILE", (of_method,), "0.5"),
-        MetricQuery(_CALLS, (), "QUANTILE", (of_method,), "0.99"),
-        MetricQuery(_CALLS, ("error.type",), "RATE", (of_method,)),
-        MetricQuery(_CALLS, ("error.type",), "RATE", ("error.type!=",)),
-        MetricQuery(_PROVIDER_CALLS, ("provider",), "QUANTILE", quantile="0.99"),
-        MetricQuery(_PROVIDER_CALLS, ("provider",), "RATE", ("outcome=Unknown",)),
-        MetricQuery(_PROVIDER_CALLS, ("provider",), "RATE", ("outcome=NotSent",)),
-        MetricQuery("tallystick.dead_letters.created", ("cause",)),
-        MetricQuery("tallystick.outbox.lag", ("service",), "MAX"),
-        MetricQuery("db.client.operation.duration", ("db.namespace",), "QUANTILE", (), "0.99"),
-        MetricQuery("process.cpu.time", ("service.name",), "RATE"),
+    reader = HistoryReader(visit.calls, period, visit.time)
+    calls, providers, processes = await asyncio.gather(
+        _read_calls(reader, method, methods[method]),
+        _read_providers(reader),
+        _read_processes(reader),
     )
-    steps = period.steps_at(visit.time)
-    seconds = period.step_seconds
-    call_panels = [
-        line_panel(
-            "latency",
-            f"Latency of {method}",
-            "Half of the calls are faster than the median, 99 of 100 than the other line.",
-            steps,
-            SECONDS,
-            (median, lambda _: "median"),
-            (slow, lambda _: "99 %"),
-        ),
+    values = {
+        "period": period,
+        "filters": [
+            ("period", "Period", PERIOD_CHOICES),
+            ("method", "Method", [(name, name) for name in sorted(methods)]),
+        ],
+        "chosen": {"period": period.name, "method": method},
+        "sections": [("Calls", calls), ("Providers", providers), ("Processes", processes)],
+    }
+    return Page("metrics.html", "Metrics", values)
+
+
+async def _read_calls(reader: HistoryReader, method: str, full_name: str) -> list[Panel]:
+    median, slow, calls, failed = await reader.read(
+        *latency_queries(full_name),
+        MetricQuery(CALLS, ("error.type",), "RATE", (f"rpc.method={full_name}",)),
+        MetricQuery(CALLS, ("error.type",), "RATE", ("error.type!=",)),
+    )
+    seconds = reader.period.step_seconds
+    return [
+        latency_panel(method, reader.steps, median, slow),
         bar_panel(
             "calls",
             f"Calls of {method}",
             "",
-            steps,
+            reader.steps,
             calls.counts(seconds),
             [
                 ("succeeded", "good", lambda group: not group[0]),
@@ -80,25 +74,35 @@ async def show_metrics(visit: Visit) -> Answer:
             "failed",
             "Failed calls of all methods",
             "By the reason of the error.",
-            steps,
+            reader.steps,
             COUNT,
             (failed.counts(seconds), lambda group: format_words(group[0])),
         ),
     ]
-    provider_panels = [
+
+
+async def _read_providers(reader: HistoryReader) -> list[Panel]:
+    slow, unknown, not_sent, dead_letters = await reader.read(
+        MetricQuery(_PROVIDER_CALLS, ("provider",), "QUANTILE", quantile="0.99"),
+        MetricQuery(_PROVIDER_CALLS, ("provider",), "RATE", ("outcome=Unknown",)),
+        MetricQuery(_PROVIDER_CALLS, ("provider",), "RATE", ("outcome=NotSent",)),
+        MetricQuery("tallystick.dead_letters.created", ("cause",)),
+    )
+    seconds = reader.period.step_seconds
+    return [
         line_panel(
             "provider-latency",
             "Latency of providers",
             "99 of 100 calls to the provider are faster.",
-            steps,
+            reader.steps,
             SECONDS,
-            (provider_slow, lambda group: group[0]),
+            (slow, lambda group: group[0]),
         ),
         line_panel(
             "provider-failures",
             "Failed calls to providers",
             "Unknown: no usable answer, so the operation is looked up. Not sent: it is retried.",
-            steps,
+            reader.steps,
             COUNT,
             (unknown.counts(seconds), lambda group: f"{group[0]}, unknown"),
             (not_sent.counts(seconds), lambda group: f"{group[0]}, not sent"),
@@ -107,17 +111,25 @@ async def show_metrics(visit: Visit) -> Answer:
             "dead-letters",
             "New dead letters",
             "By cause.",
-            steps,
+            reader.steps,
             COUNT,
             (dead_letters.counts(), lambda group: format_words(group[0])),
         ),
     ]
-    process_panels = [
+
+
+async def _read_processes(reader: HistoryReader) -> list[Panel]:
+    lag, database, processor = await reader.read(
+        MetricQuery("tallystick.outbox.lag", ("service",), "MAX"),
+        MetricQuery("db.client.operation.duration", ("db.namespace",), "QUANTILE", (), "0.99"),
+        MetricQuery("process.cpu.time", ("service.name",), "RATE"),
+    )
+    return [
         line_panel(
             "lag",
             "Age of the oldest unpublished event",
             "How far consumers of events are behind.",
-            steps,
+            reader.steps,
             SECONDS,
             (lag, lambda group: group[0]),
         ),
@@ -125,7 +137,7 @@ async def show_metrics(visit: Visit) -> Answer:
             "database",
             "Duration of transactions and reads",
             "99 of 100 are faster, with the wait for a connection; by schema.",
-            steps,
+            reader.steps,
             SECONDS,
             (database, lambda group: group[0]),
         ),
@@ -133,22 +145,8 @@ async def show_metrics(visit: Visit) -> Answer:
             "processor",
             "Processors in use",
             "1: one processor is fully used; by name of the process.",
-            steps,
+            reader.steps,
             FRACTION,
             (processor, lambda group: group[0]),
         ),
     ]
-    values = {
-        "period": period,
-        "filters": [
-            ("period", "Period", PERIOD_CHOICES),
-            ("method", "Method", [(name, name) for name in sorted(methods)]),
-        ],
-        "chosen": {"period": period.name, "method": method},
-        "sections": [
-            ("Calls", call_panels),
-            ("Providers", provider_panels),
-            ("Processes", process_panels),
-        ],
-    }
-    return Page("metrics.html", "Metrics", values)
