@@ -138,7 +138,8 @@ _RECORD_ATTEMPT_RESULTS = Query(
         moved_currency = l.moved_currency, failure_reason = l.failure_reason,
             decline_code = l.decline_code,
         provider_fee = l.provider_fee, provider_fee_currency = l.provider_fee_currency,
-        provider_request_id = case when a.end_time is null then l.provider_request_id
+        provider_request_id = case when a.end_time is null
+            then coalesce(nullif(l.provider_request_id, ''), a.provider_request_id)
             else a.provider_request_id end,
         end_time = case when l.outcome in ('SUCCEEDED', 'DECLINED', 'RETURNED')
             then coalesce(a.end_time, clock()) end

@@ -350,6 +350,34 @@ def test_the_failed_tries_stay_in_the_story_of_a_paid_order(
         assert text.index("req_25") < text.index("ended: SUCCEEDED")
 
 
+def test_an_answer_without_a_request_id_keeps_the_earlier_one(
+    scratch_database: DatabaseUrls,
+) -> None:
+    """As that of a webhook: the provider's support finds the charge by the id of its request."""
+    answers = count(1)
+
+    def answer(request: ChargeRequest) -> ChargeLookupOutcome:
+        reference = f"ch_{request.charge_id}"
+        if next(answers) == 1:
+            return Pending(PendingReason.PROVIDER_REVIEW, reference, request_id="req_1")
+        return Succeeded(reference, request.amount, request.currency)
+
+    settings = Settings().replace(
+        retry={("", RetryReason.PENDING): RetryPolicy(RetryStrategy.FIXED, 0.01, 0.01, None)},
+        worker__scan_interval=0.02,
+    )
+    dependencies = Dependencies(providers={"sandbox": ScriptedPaymentProvider(answer)})
+    with (
+        serve_platform(scratch_database, settings, dependencies=dependencies) as platform,
+        platform.client() as client,
+    ):
+        payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
+        assert eventually(lambda: explain_payment(client, payment.checkout_id).state == "PAID")
+        entries = explain_payment(client, payment.checkout_id).entries
+        (ended,) = (entry for entry in entries if "ended: SUCCEEDED" in entry.title)
+        assert "The provider's id of the request is req_1." in ended.detail
+
+
 def test_the_tries_of_an_outage_are_one_entry(scratch_database: DatabaseUrls) -> None:
     """A booking is retried as long as the ledger is away: one entry counts the tries, so that the
     earlier ones stay.
