@@ -24,10 +24,9 @@ from tallystick.event.v1 import event_pb2
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.ledger.v1 import ledger_pb2
 from tallystick.ledger.v1 import ledger_service_pb2 as pb
-from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.ledger.events import LedgerEvents
-from tallystick_server.outbox.relay import EventBatch
+from tallystick_server.outbox.relay import EventBatch, Relay
 from tallystick_server.verify.run import verify
 from tests.support.errors import from_status
 from tests.support.platform import (
@@ -144,12 +143,13 @@ def test_a_transaction_lost_in_a_restore_has_no_event(
     now have its number have theirs.
     """
     with (
-        serve_platform(
-            scratch_database, Settings().replace(worker__relay_interval=3600)
-        ) as platform,
+        serve_platform(scratch_database) as platform,
         platform.client() as client,
     ):
-        handlers: Any = platform.server.service("ledger").servicer
+        service = platform.server.service("ledger")
+        handlers: Any = service.servicer
+        (relay,) = (task for task in service.running if isinstance(task, Relay))
+        platform.run_in_loop(relay.stop)  # it publishes nothing
 
         def is_posted(source_id: str) -> bool:
             try:

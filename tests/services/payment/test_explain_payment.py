@@ -322,14 +322,19 @@ def test_the_failed_tries_stay_in_the_story_of_a_paid_order(
     scratch_database: DatabaseUrls,
 ) -> None:
     """The last 20 tries, oldest first, with what the provider answered to each. After them comes
-    the success.
+    the success, with its request.
     """
     answers = count(1)
 
     def answer(request: ChargeRequest) -> ChargeLookupOutcome:
         number = next(answers)
         if number > 25:
-            return Succeeded(f"ch_{request.charge_id}", request.amount, request.currency)
+            return Succeeded(
+                f"ch_{request.charge_id}",
+                request.amount,
+                request.currency,
+                request_id=f"req_{number}",
+            )
         return Unknown("status 429", RetryReason.THROTTLED, request_id=f"req_{number}")
 
     settings = Settings().replace(
@@ -346,8 +351,8 @@ def test_the_failed_tries_stay_in_the_story_of_a_paid_order(
             lambda: explain_payment(client, payment.checkout_id).state == "PAID", timeout_seconds=60
         )
         text = story(explain_payment(client, payment.checkout_id))
-        assert re.findall(r"req_\d+", text) == [f"req_{number}" for number in range(6, 26)]
-        assert text.index("req_25") < text.index("ended: SUCCEEDED")
+        assert re.findall(r"req_\d+", text) == [f"req_{number}" for number in range(6, 27)]
+        assert text.index("req_25") < text.index("ended: SUCCEEDED") < text.index("req_26")
 
 
 def test_an_answer_without_a_request_id_keeps_the_earlier_one(
