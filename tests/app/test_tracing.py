@@ -24,6 +24,7 @@ from aiohttp import web
 from opentelemetry import trace
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
 
 from tallystick import Client, new_order
 from tallystick_server.app.database.connections import DatabaseUrls
@@ -53,20 +54,22 @@ def test_one_payment_is_one_trace(
             credit_card_info="tok_visa",
         )
     spans = span_exporter.get_finished_spans()
-    root = next(s for s in reversed(spans) if s.name == "CreatePayment" and s.parent is None)
-    names = {s.name for s in spans if s.context.trace_id == root.context.trace_id}
-    assert names >= {
-        "CreatePayment",
+    method = "tallystick.payment.v1.PaymentService/CreatePayment"
+    root = next(s for s in reversed(spans) if s.name == method and s.parent is None)
+    trace_spans = [s for s in spans if s.context.trace_id == root.context.trace_id]
+    calls = [
         "tallystick.payment.v1.PaymentService/CreatePayment",
+        "tallystick.wallet.v1.WalletService/BatchCredit",
+        "tallystick.ledger.v1.LedgerService/BatchPost",
+    ]
+    for kind in (SpanKind.CLIENT, SpanKind.SERVER):
+        assert {s.name for s in trace_spans if s.kind is kind} >= set(calls), kind
+    assert {s.name for s in trace_spans} >= {
         "payment.create",
         "sandbox send",
         "payment.record",
         "payment.book",
-        "tallystick.wallet.v1.BatchCredit",
-        "tallystick.wallet.v1.WalletService/BatchCredit",
         "wallet.change",
-        "tallystick.ledger.v1.BatchPost",
-        "tallystick.ledger.v1.LedgerService/BatchPost",
         "ledger.post",
         "transaction",
         "load",

@@ -27,6 +27,7 @@ from tallystick._settings import (
     ensure_request_id,
     get_tracer,
     short_name,
+    span_name,
 )
 
 
@@ -138,7 +139,7 @@ class AsyncChannel:
             **_: Any,
         ) -> Any:
             deadline = asyncio.get_running_loop().time() + self._settings.seconds(name, timeout)
-            with get_tracer().start_as_current_span(name, kind=SpanKind.CLIENT):
+            with get_tracer().start_as_current_span(span_name(method), kind=SpanKind.CLIENT):
                 return await self._send_with_retries(
                     send, ensure_request_id(request), deadline, metadata, CallTries(method)
                 )

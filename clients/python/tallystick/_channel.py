@@ -24,6 +24,7 @@ from tallystick._settings import (
     ensure_request_id,
     get_tracer,
     short_name,
+    span_name,
 )
 
 
@@ -116,7 +117,7 @@ class _UnaryCall:
             sleep=sleep_using_event(self._close_event),
             **self._settings.retries(deadline, time.monotonic, tries),
         )
-        with get_tracer().start_as_current_span(self._name, kind=SpanKind.CLIENT):
+        with get_tracer().start_as_current_span(span_name(self._method), kind=SpanKind.CLIENT):
             try:
                 return retrying(self._send, ensure_request_id(request), deadline, metadata)
             except TallystickError as error:

@@ -382,6 +382,13 @@ def short_name(method: str) -> str:
     return method.rsplit("/", 1)[1]
 
 
+def span_name(method: str) -> str:
+    """Returns the name that OpenTelemetry gives the spans of a method, at both ends: that of
+    /tallystick.payment.v1.PaymentService/CreatePayment without the first slash.
+    """
+    return method.removeprefix("/")
+
+
 def resolve_targets(target: str, targets: ServiceTargets) -> dict[str, str]:
     """The target of each service: its own, or else `target`. Raises TypeError for the name of no
     service.

@@ -317,7 +317,9 @@ METRICS = tuple(value for value in list(globals().values()) if isinstance(value,
 
 CALLER_SPAN = SpanName("{method}", "A received call; the method has its package and service.")
 UNKNOWN_METHOD_SPAN = SpanName("_OTHER", "A received call of a method that does not exist.")
-SERVICE_CALL_SPAN = SpanName("{method}", "A call to another service, with its retries.")
+SERVICE_CALL_SPAN = SpanName(
+    "{method}", "A call to another service, with its retries; named as the received call."
+)
 PROVIDER_CALL_SPAN = SpanName("{provider} {action}", "A call to a provider.")
 TRANSACTION_SPAN = SpanName(
     "transaction", "A transaction; `code.function.name` is the function that runs in it."

@@ -293,9 +293,7 @@ class Relay:
         return result
 
     async def _send(self, request: bytes) -> None:
-        await self._service_client.call(
-            self._publish_method, request, "tallystick.event.v1.BatchPublish"
-        )
+        await self._service_client.call(self._publish_method, request)
 
     def _log_rejections(self, rejection_details: Mapping[str, str]) -> None:
         for aggregate, detail in rejection_details.items():

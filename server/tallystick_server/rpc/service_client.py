@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import grpc
 
@@ -43,7 +44,7 @@ _CALLER_REJECTED_CODES = frozenset(
 
 class ServiceCallRejected(Exception):
     """Another service rejected a call with a status that a retry does not change. `method`: such as
-    "tallystick.wallet.v1.BatchCredit".
+    "tallystick.wallet.v1.WalletService/BatchCredit".
     """
 
     def __init__(
@@ -91,6 +92,35 @@ def open_channel(
     return grpc.aio.insecure_channel(address, options=SERVICE_CHANNEL_OPTIONS)
 
 
+@dataclass(frozen=True, slots=True)
+class _NamedMethod:
+    """A stub's method. `name`: such as "tallystick.wallet.v1.WalletService/BatchCredit"."""
+
+    name: str
+    _call: Callable[..., Any]
+
+    def __call__(self, request: Any, **options: Any) -> Any:
+        return self._call(request, **options)
+
+
+class _NamedChannel:
+    """A channel whose methods have their names."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+
+    def unary_unary(self, path: str, *arguments: Any, **options: Any) -> _NamedMethod:
+        return _NamedMethod(path[1:], self._channel.unary_unary(path, *arguments, **options))
+
+    def unary_stream(self, path: str, *arguments: Any, **options: Any) -> _NamedMethod:
+        return _NamedMethod(path[1:], self._channel.unary_stream(path, *arguments, **options))
+
+
+def _name_of(method: Callable[..., Any]) -> str:
+    """The name of a stub's method; of another function, that of the function."""
+    return method.name if isinstance(method, _NamedMethod) else method.__name__
+
+
 class ServiceClient:
     """The other services, as one service calls them. All these calls are idempotent, so each can be
     retried.
@@ -105,7 +135,7 @@ class ServiceClient:
 
     def stub(self, stub_class: Callable[[grpc.aio.Channel], T], address: str) -> T:
         """A stub for the channel to an address."""
-        return stub_class(self.channel(address))
+        return stub_class(cast("grpc.aio.Channel", _NamedChannel(self.channel(address))))
 
     def channel(self, address: str) -> grpc.aio.Channel:
         """The channel to an address. Services at one address share it."""
@@ -113,16 +143,15 @@ class ServiceClient:
             self._channels[address] = self._connect(address)
         return self._channels[address]
 
-    async def call(self, method: Callable[..., Awaitable[R]], request: Any, name: str = "") -> R:
-        """Calls a stub's method. `name`: the span name, required if the request is serialized
-        already.
+    async def call(self, method: Callable[..., Awaitable[R]], request: Any) -> R:
+        """Calls a stub's method.
 
         Raises DEPENDENCY_UNAVAILABLE after several failed tries, and ServiceCallRejected if the
         call is rejected.
         """
         if in_transaction():
             raise RuntimeError("a service must not be called inside a transaction")
-        name = name or type(request).DESCRIPTOR.full_name.removesuffix("Request")
+        name = _name_of(method)
         with client_span(names.SERVICE_CALL_SPAN.format(method=name)):
             try:
                 return await self._call_with_retries(method, request)
@@ -169,7 +198,7 @@ class ServiceClient:
                 stream.cancel()
             return messages
 
-        return await self.call(read, request)
+        return await self.call(_NamedMethod(_name_of(method), read), request)
 
     async def call_or_unavailable(self, method: Callable[..., Awaitable[R]], request: Any) -> R:
         """As `call`, for work that a caller waits for. A service that rejects this service as its

@@ -70,7 +70,9 @@ def test_one_failing_item_delays_no_other_and_is_dead_lettered(
             scratch_database, "payment", dead_letter_query
         )
         assert (subject, cause, tries) == ("charges/o-o-a-7", "BOOKING_FAILED", 3)
-        assert detail.startswith("tallystick.wallet.v1.BatchCredit was rejected: INTERNAL")
+        assert detail.startswith(
+            "tallystick.wallet.v1.WalletService/BatchCredit was rejected: INTERNAL"
+        )
         wallet_fault.poison = ""
         (dead_letter,) = client.payment.ListDeadLetters(
             operator_pb2.ListDeadLettersRequest()
