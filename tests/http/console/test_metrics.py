@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from tallystick.monitoring.v1 import monitoring_pb2
 from tallystick.monitoring.v1 import monitoring_service_pb2 as pb
 from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.http.console.history import PERIODS
 from tests.support.callers import token_of
 from tests.support.console import SETTINGS, Person, Work, dead_letters_of, serve_console
 from tests.support.platform import ServedPlatform, eventually
@@ -45,6 +47,26 @@ def record_charges(
         monitoring_pb2.METRIC_KIND_COUNTER,
         pb.RecordedSeries(attributes={**names, "outcome": "Succeeded"}, value=accepted),
         pb.RecordedSeries(attributes={**names, "outcome": "Declined"}, value=declined),
+    )
+
+
+def record_calls(
+    platform: ServedPlatform,
+    method: str,
+    seconds: float,
+    bucket: tuple[int, int],
+    attributes: Mapping[str, str] | None = None,
+) -> None:
+    """Calls of a method of PayoutService. `bucket`: its index, and how many calls are in it."""
+    counts = [0] * (len(_CALL_LIMITS) + 1)
+    counts[bucket[0]] = bucket[1]
+    names = {"rpc.method": f"tallystick.payout.v1.PayoutService/{method}", **(attributes or {})}
+    record(
+        platform,
+        "rpc.server.call.duration",
+        monitoring_pb2.METRIC_KIND_HISTOGRAM,
+        pb.RecordedSeries(attributes=names, value=seconds, bucket_counts=counts),
+        boundaries=_CALL_LIMITS,
     )
 
 
@@ -110,16 +132,7 @@ def test_latency_is_that_of_the_chosen_method(
     platform: ServedPlatform, work: Work, alice: Person
 ) -> None:
     """Estimated from the histogram; another method is not mixed in."""
-    method = {"rpc.method": "tallystick.payout.v1.PayoutService/CancelPayout"}
-    counts = [0] * 15
-    counts[9] = 100  # between 0.75 and 1 second
-    record(
-        platform,
-        "rpc.server.call.duration",
-        monitoring_pb2.METRIC_KIND_HISTOGRAM,
-        pb.RecordedSeries(attributes=method, value=90, bucket_counts=counts),
-        boundaries=_CALL_LIMITS,
-    )
+    record_calls(platform, "CancelPayout", 90, (9, 100))  # between 0.75 and 1 second
     page = alice.get("/console/metrics?period=hour&method=payout.CancelPayout").text
     legend = legend_of(figure_of(page, "Latency of payout.CancelPayout"))
     assert legend == {"99 %": "998 ms", "median": "875 ms"}
@@ -132,13 +145,29 @@ def test_latency_is_that_of_the_chosen_method(
 def test_every_panel_of_the_platform_is_there(
     platform: ServedPlatform, work: Work, alice: Person
 ) -> None:
-    """None has an error, on either page and in any period."""
-    for period in ("hour", "day", "week", "month"):
-        for path, count in (("/console", 15), ("/console/metrics", 9)):
-            page = alice.get(f"{path}?period={period}&currency=EUR").text
-            assert "could not be read" not in page
-            assert page.count("<figure>") == count, path
-            assert page.count("</desc>") >= count - 9
+    """Each has a chart, on either page and in any period."""
+    record(
+        platform,
+        "tallystick.operations.oldest_due.age",
+        monitoring_pb2.METRIC_KIND_GAUGE,
+        pb.RecordedSeries(attributes={"service": "payment"}, value=3),
+    )
+    record_calls(platform, "RejectPayout", 0.5, (5, 4), {"error.type": "INVALID_STATE"})
+
+    def has_charts(path: str, chart_count: int, tables: set[str]) -> bool:
+        page = alice.get(path).text
+        assert "could not be read" not in page
+        figures = re.findall(r"<figure><figcaption>([^<]+)(.*?)</figure>", page, re.DOTALL)
+        with_chart = {title for title, figure in figures if "</desc>" in figure}
+        assert {title for title, _ in figures} >= tables
+        return len(with_chart) == chart_count and len(figures) == chart_count + len(tables)
+
+    for period in PERIODS:
+        query = f"period={period.name}&currency=EUR"
+        acceptance = f"Acceptance rate of {period.text}"
+        tables = {acceptance, "Money at providers", "Money in flight now"}
+        assert eventually(partial(has_charts, f"/console?{query}", 12, tables)), period.name
+        assert eventually(partial(has_charts, f"/console/metrics?{query}", 9, set())), period.name
     assert re.search(r"Charges.*sandbox", alice.get("/console").text, re.DOTALL)
 
 
