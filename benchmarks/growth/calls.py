@@ -95,12 +95,16 @@ def _lines(**filters: Any) -> ClientCall:
     )
 
 
-def _history(metric: str, days: float, **fields: Any) -> ClientCall:
-    return lambda client: client.monitoring.GetMetricHistory(
-        monitoring_service_pb2.GetMetricHistoryRequest(
-            metric=metric, start_time=_timestamp(days), **fields
-        )
+def _query(
+    metric: str, days: float, **fields: Any
+) -> monitoring_service_pb2.GetMetricHistoryRequest:
+    return monitoring_service_pb2.GetMetricHistoryRequest(
+        metric=metric, start_time=_timestamp(days), **fields
     )
+
+
+def _history(metric: str, days: float, **fields: Any) -> ClientCall:
+    return lambda client: client.monitoring.GetMetricHistory(_query(metric, days, **fields))
 
 
 def _traces(**filters: Any) -> ClientCall:
@@ -332,6 +336,11 @@ BOUNDED_LIST_CALLS: dict[str, ClientCall] = {
     ),
     "GetMetricHistory of a gauge": _history(
         BATCH_QUEUE_LENGTH.name, 1, aggregation=monitoring_pb2.AGGREGATION_MAX
+    ),
+    "BatchGetMetricHistories of an hour": lambda client: client.monitoring.BatchGetMetricHistories(
+        monitoring_service_pb2.BatchGetMetricHistoriesRequest(
+            queries=[_query(name, 1 / 24) for name in (_CALL_DURATION, BATCH_QUEUE_LENGTH.name) * 2]
+        )
     ),
     "ListBreaks OPEN of a kind and an account (none)": _breaks(
         state=reconciliation_pb2.BREAK_STATE_OPEN,

@@ -148,7 +148,9 @@ def test_each_rpc_declares_idempotency_and_access(spec: ServiceSpec) -> None:
     text = (ROOT / "protos" / spec.descriptor.file.name).read_text()
     for method in spec.descriptor.methods:
         level = method.GetOptions().idempotency_level
-        reads = method.name.startswith(("Get", "List", "Watch", "Stream", "Preview", "Explain"))
+        reads = method.name.startswith(
+            ("Get", "BatchGet", "List", "Watch", "Stream", "Preview", "Explain")
+        )
         assert level == (MethodOptions.NO_SIDE_EFFECTS if reads else MethodOptions.IDEMPOTENT), (
             method.full_name
         )

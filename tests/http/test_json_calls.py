@@ -136,6 +136,21 @@ def test_a_read_has_no_body_and_a_write_no_query(http: ServedPlatform) -> None:
     assert (response.status_code, field_of(response)) == (400, "checkout_id")
 
 
+def test_a_read_of_several_has_a_body_and_a_result_for_each(http: ServedPlatform) -> None:
+    """A query has no place for a list of requests. An error names its item."""
+    url = f"{http.url}/v1/metrics:batchGetHistories"
+    queries = [{"metric": "process.cpu.time", "step": "60s"}, {"metric": "up"}]
+    response = httpx.post(url, json={"queries": queries})
+    assert response.status_code == 200, response.text
+    first, second = response.json()["results"]
+    assert (first["history"]["unit"], first["history"]["step"]) == ("s", "60s")
+    assert second["error"]["message"].startswith("queries[1].metric must be one of")
+    assert second["error"]["details"][0]["reason"] == "FIELD_INVALID"
+    none = httpx.post(url, json={})
+    assert (none.status_code, field_of(none)) == (400, "queries")
+    assert httpx.get(url).status_code == 405
+
+
 def test_the_idempotency_key(http: ServedPlatform) -> None:
     """It must equal the id of the call, or it fills request_id; else the field is named."""
     payment = new_payment()

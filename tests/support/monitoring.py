@@ -15,6 +15,7 @@ from tallystick.monitoring.v1 import monitoring_pb2, trace_pb2
 from tallystick.monitoring.v1 import monitoring_service_pb2 as pb
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.wiring import Dependencies
 from tallystick_server.monitoring.retention import delete_old
 from tallystick_storage.monitoring.traces import TraceLimits
 from tests.support.platform import ServedPlatform, database_of, serve_platform
@@ -55,7 +56,7 @@ class Monitoring:
 
     def history(self, metric: str, **fields: Any) -> list[tuple[dict[str, str], dict[int, float]]]:
         """The histories of a metric: their attributes, and their values by seconds since START.
-        `start`, `end` and `step` are in seconds, the first two since START.
+        `fields`: see new_query.
         """
         response = self.get_history(metric, **fields)
         return [
@@ -66,23 +67,21 @@ class Monitoring:
             for history in response.histories
         ]
 
-    def get_history(
-        self,
-        metric: str,
-        start: float | None = None,
-        end: float | None = None,
-        step: int | None = None,
-        **fields: Any,
-    ) -> pb.GetMetricHistoryResponse:
-        request = pb.GetMetricHistoryRequest(metric=metric, **fields)
-        if start is not None:
-            request.start_time.FromSeconds(int(START + start))
-        if end is not None:
-            request.end_time.FromSeconds(int(START + end))
-        if step is not None:
-            request.step.seconds = step
-        response: pb.GetMetricHistoryResponse = self.client.monitoring.GetMetricHistory(request)
+    def get_history(self, metric: str, **fields: Any) -> pb.GetMetricHistoryResponse:
+        """`fields`: see new_query."""
+        response: pb.GetMetricHistoryResponse = self.client.monitoring.GetMetricHistory(
+            new_query(metric, **fields)
+        )
         return response
+
+    def get_histories(
+        self, *queries: pb.GetMetricHistoryRequest
+    ) -> Sequence[pb.MetricHistoryResult]:
+        """The results of several queries in one call."""
+        results: Sequence[pb.MetricHistoryResult] = self.client.monitoring.BatchGetMetricHistories(
+            pb.BatchGetMetricHistoriesRequest(queries=queries)
+        ).results
+        return results
 
     def total(self, metric: str, start: float, end: float, step: int) -> float:
         """The sum of the points of all histories."""
@@ -156,6 +155,26 @@ def new_metric(metric: str, series: Sequence[pb.RecordedSeries]) -> pb.RecordedM
     )
 
 
+def new_query(
+    metric: str,
+    start: float | None = None,
+    end: float | None = None,
+    step: int | None = None,
+    **fields: Any,
+) -> pb.GetMetricHistoryRequest:
+    """The query of a metric. `start`, `end` and `step` are in seconds, the first two since
+    START.
+    """
+    request = pb.GetMetricHistoryRequest(metric=metric, **fields)
+    if start is not None:
+        request.start_time.FromSeconds(int(START + start))
+    if end is not None:
+        request.end_time.FromSeconds(int(START + end))
+    if step is not None:
+        request.step.seconds = step
+    return request
+
+
 def trace_id_of(number: int) -> str:
     """A trace id of a test."""
     return f"{number:032x}"
@@ -179,7 +198,10 @@ def new_span(trace: int, number: int, *, parent: int = 0, **fields: object) -> t
 
 @contextmanager
 def serve_monitoring(
-    databases: DatabaseUrls, max_series: int = 10_000, **values: object
+    databases: DatabaseUrls,
+    max_series: int = 10_000,
+    dependencies: Dependencies | None = None,
+    **values: object,
 ) -> Iterator[Monitoring]:
     """Serves MonitoringService until the block ends, with its clock at START. `values`: of its
     settings.
@@ -190,7 +212,7 @@ def serve_monitoring(
         **{f"monitoring__{name}": value for name, value in values.items()},
     )
     with (
-        serve_platform(databases, settings, ("monitoring",)) as platform,
+        serve_platform(databases, settings, ("monitoring",), dependencies) as platform,
         platform.client() as client,
     ):
         monitoring = Monitoring(platform, databases, client, max_series)

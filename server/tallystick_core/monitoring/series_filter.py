@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from tallystick_core.errors import ApiError, ErrorReason
 
@@ -15,7 +15,8 @@ _ATTRIBUTE = re.compile(r"[a-z][a-z0-9_.]{0,63}", re.ASCII)
 _FILTER = re.compile(rf"({_ATTRIBUTE.pattern})(!?=)(.{{0,255}})", re.ASCII | re.DOTALL)
 
 
-class SeriesFilter(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SeriesFilter:
     """Selects series whose attribute has this value, or (`is_negated`) another one. "" is the value
     of an attribute that a series lacks.
     """

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from itertools import repeat
 
 from tallystick.monitoring.v1 import monitoring_service_pb2 as pb
 from tallystick_core.access import Role
-from tallystick_core.errors import not_found_error
-from tallystick_core.monitoring.aggregation import Aggregation, MetricKind, require_aggregation
-from tallystick_core.monitoring.series_filter import parse_filters, parse_group_attributes
-from tallystick_core.monitoring.time_range import plan_range
-from tallystick_core.validation import parse_text
-from tallystick_server.monitoring import convert, convert_traces
-from tallystick_server.monitoring.metric_history import HistoryQuery, read_history
-from tallystick_server.observability.metrics import STORED_GAUGES
+from tallystick_core.errors import ApiError, not_found_error
+from tallystick_core.validation import parse_text, require_item_count
+from tallystick_server.monitoring import convert_history, convert_recording, convert_traces
+from tallystick_server.monitoring.metric_history import read_histories
+from tallystick_server.rpc.batch import apply_each
 from tallystick_server.rpc.call import Access, Call
+from tallystick_server.rpc.errors import to_status
 from tallystick_server.rpc.pagination import NEWEST_FIRST, Listing, list_page
 from tallystick_storage import clock
 from tallystick_storage.database import Database
@@ -27,17 +27,19 @@ ACCESS: Access = {
     "BatchRecordSamples": frozenset({Role.SERVICE}),
     "ListMetricSeries": _READ,
     "GetMetricHistory": _READ,
+    "BatchGetMetricHistories": _READ,
     "BatchRecordSpans": frozenset({Role.SERVICE}),
     "GetTrace": _READ,
     "ListTraces": _READ,
 }
 _MAX_METRIC = 100
+_MAX_QUERIES = 20
 _SERIES = Listing(
     "ListMetricSeries",
     history_store.list_series,
     (int,),
     lambda row: (row.series_id,),
-    convert.series,
+    convert_history.series,
 )
 _TRACES = Listing(
     "ListTraces",
@@ -61,7 +63,7 @@ class MonitoringHandlers:
     async def BatchRecordSamples(
         self, request: pb.BatchRecordSamplesRequest, _call: Call
     ) -> pb.BatchRecordSamplesResponse:
-        recording = convert.parse_recording(request)
+        recording = convert_recording.parse_recording(request)
         record = partial(recording_store.record, **recording._asdict(), max_series=self._max_series)
         result = await self._database.transact(record, idempotent=True)
         return pb.BatchRecordSamplesResponse(
@@ -73,7 +75,7 @@ class MonitoringHandlers:
     ) -> pb.ListMetricSeriesResponse:
         metric = parse_text(request.metric, "metric", _MAX_METRIC)
         criteria = history_store.SeriesCriteria(
-            convert.find_metric(metric).name if metric else None
+            convert_history.find_metric(metric).name if metric else None
         )
         series, token = await list_page(self._database, _SERIES, request, criteria)
         return pb.ListMetricSeriesResponse(series=series, next_page_token=token)
@@ -81,43 +83,28 @@ class MonitoringHandlers:
     async def GetMetricHistory(
         self, request: pb.GetMetricHistoryRequest, _call: Call
     ) -> pb.GetMetricHistoryResponse:
-        metric = convert.find_metric(request.metric)
-        kind = MetricKind[metric.kind.name]
-        aggregation = require_aggregation(
-            convert.AGGREGATIONS.parse(request.aggregation, "aggregation", ""), kind
+        (result,) = await self._read_histories([request])
+        if isinstance(result, ApiError):
+            raise result
+        return result
+
+    async def BatchGetMetricHistories(
+        self, request: pb.BatchGetMetricHistoriesRequest, _call: Call
+    ) -> pb.BatchGetMetricHistoriesResponse:
+        require_item_count(request.queries, "queries", _MAX_QUERIES)
+        results = await self._read_histories(request.queries)
+        return pb.BatchGetMetricHistoriesResponse(
+            results=[_to_result(result, number) for number, result in enumerate(results)]
         )
+
+    async def _read_histories(
+        self, requests: Sequence[pb.GetMetricHistoryRequest]
+    ) -> list[pb.GetMetricHistoryResponse | ApiError]:
+        """The result of each request, in order."""
         now = await self._database.read(clock.now)
-        query = HistoryQuery(
-            metric.name,
-            kind,
-            parse_filters(request.filters, "filters"),
-            parse_group_attributes(request.group_by, "group_by"),
-            aggregation,
-            convert.parse_quantile(
-                request.quantile, is_required=aggregation is Aggregation.QUANTILE
-            ),
-            plan_range(
-                int(now.timestamp()) + 1,
-                convert.parse_seconds(request, "start_time"),
-                convert.parse_seconds(request, "end_time"),
-                convert.parse_step(request),
-            ),
-            is_shared=metric.name in STORED_GAUGES,
-        )
-        points = await self._database.read(partial(read_history, query=query))
-        response = pb.GetMetricHistoryResponse(
-            histories=[
-                convert.history(zip(query.group_by, key, strict=True), points[key])
-                for key in sorted(points)
-            ],
-            kind=convert.KINDS.number(kind),
-            unit=metric.unit,
-            aggregation=convert.AGGREGATIONS.number(aggregation),
-        )
-        response.start_time.seconds = query.range.start
-        response.end_time.seconds = query.range.end
-        response.step.seconds = query.range.step
-        return response
+        queries = apply_each(convert_history.parse_query, requests, repeat(now))
+        results = await self._database.read(partial(read_histories, queries=queries))
+        return apply_each(convert_history.history_response, queries, results)
 
     async def BatchRecordSpans(
         self, request: pb.BatchRecordSpansRequest, _call: Call
@@ -145,3 +132,13 @@ class MonitoringHandlers:
         criteria = convert_traces.parse_criteria(request)
         traces, token = await list_page(self._database, _TRACES, request, criteria)
         return pb.ListTracesResponse(traces=traces, next_page_token=token)
+
+
+def _to_result(
+    result: pb.GetMetricHistoryResponse | ApiError, number: int
+) -> pb.MetricHistoryResult:
+    if isinstance(result, ApiError):
+        return pb.MetricHistoryResult(
+            error=to_status(result.with_field_prefix(f"queries[{number}]"))
+        )
+    return pb.MetricHistoryResult(history=result)

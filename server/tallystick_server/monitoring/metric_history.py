@@ -1,11 +1,11 @@
-"""Reads a metric over time."""
+"""Reads metrics over time."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.monitoring.aggregation import (
@@ -23,17 +23,23 @@ from tallystick_core.monitoring.series_filter import (
     group_key,
 )
 from tallystick_core.monitoring.time_range import TimeRange
+from tallystick_server.rpc.batch import apply_each
 from tallystick_storage.monitoring import history as store
 from tallystick_storage.sql import Connection
 
-_MAX_SERIES = 5_000
+_MAX_SERIES, _MAX_TOTAL_SERIES = 5_000, 20_000
 _MAX_GROUPS = 50
-_MAX_ROWS = 100_000
+_MAX_ROWS, _MAX_TOTAL_ROWS = 100_000, 200_000
+"""Of a query, and of all queries of a call. No point is without a row, so the response is bounded
+too.
+"""
 
+R = TypeVar("R", store.SelectedSeries, store.StepRow)
 GroupKey = tuple[str, ...]
 """The values of the attributes by which series are grouped."""
 Points = list[tuple[int, float]]
 """The values of steps, by their start in seconds since 1970, oldest first."""
+PointsByGroup = Mapping[GroupKey, Points]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,38 +65,74 @@ class _GroupedSeries(NamedTuple):
     boundaries: Sequence[float]
 
 
-def read_history(connection: Connection, query: HistoryQuery) -> Mapping[GroupKey, Points]:
-    """The points of each group, by its values. Raises TOO_MANY_ITEMS, FIELD_INVALID."""
-    grouped = _select_series(connection, query)
-    rows = store.read_steps(
-        connection,
-        list(grouped),
-        *query.range,
-        _MAX_ROWS + 1,
-        is_gauge=query.kind is MetricKind.GAUGE,
-    )
-    if len(rows) > _MAX_ROWS:
-        raise ApiError(
-            ErrorReason.FIELD_INVALID,
-            f"step must be longer: the {len(grouped)} series have too many samples in the range. "
-            "Or narrow the filters.",
-            field="step",
+@dataclass(frozen=True, slots=True)
+class _Selected:
+    """The series that a query has selected, by their id."""
+
+    query: HistoryQuery
+    series: Mapping[int, _GroupedSeries]
+
+
+def read_histories(
+    connection: Connection, queries: Sequence[HistoryQuery | ApiError]
+) -> list[PointsByGroup | ApiError]:
+    """The points of each query, in order, by two statements for all. A query that is an error stays
+    it. One that exceeds a limit has TOO_MANY_ITEMS or FIELD_INVALID.
+    """
+    selected = apply_each(_group_series, queries, _select_series(connection, queries))
+    return apply_each(_points_of, selected, _read_steps(connection, selected))
+
+
+def _select_series(
+    connection: Connection, queries: Sequence[HistoryQuery | ApiError]
+) -> list[Sequence[store.SelectedSeries] | ApiError]:
+    selections = [
+        store.Selection(
+            number, query.metric, query.kind, query.filters, query.range.start, query.range.end
         )
-    if query.kind is MetricKind.GAUGE:
-        return _gauge_points(query, grouped, rows)
-    return _total_points(query, grouped, rows)
+        for number, query in enumerate(queries)
+        if not isinstance(query, ApiError)
+    ]
+    rows = store.select_series(connection, selections, _MAX_SERIES + 1, _MAX_TOTAL_SERIES + 1)
+    return _rows_by_query(rows, len(queries), _MAX_TOTAL_SERIES, "series")
 
 
-def _select_series(connection: Connection, query: HistoryQuery) -> Mapping[int, _GroupedSeries]:
-    rows = store.select_series(
-        connection,
-        query.metric,
-        query.kind,
-        query.filters,
-        query.range.start,
-        query.range.end,
-        _MAX_SERIES + 1,
+def _read_steps(
+    connection: Connection, selected: Sequence[_Selected | ApiError]
+) -> list[Sequence[store.StepRow] | ApiError]:
+    readings = [
+        store.Reading(
+            number, list(item.series), *item.query.range, item.query.kind is MetricKind.GAUGE
+        )
+        for number, item in enumerate(selected)
+        if not isinstance(item, ApiError)
+    ]
+    rows = store.read_steps(connection, readings, _MAX_ROWS + 1, _MAX_TOTAL_ROWS + 1)
+    return _rows_by_query(rows, len(selected), _MAX_TOTAL_ROWS, "samples")
+
+
+def _rows_by_query(
+    rows: Sequence[R], query_count: int, max_rows: int, name: str
+) -> list[Sequence[R] | ApiError]:
+    """The rows of each query, of rows in the order of queries. From the query with which they are
+    too many, each has an error.
+    """
+    rows_by_query: list[list[R]] = [[] for _ in range(query_count)]
+    for row in rows:
+        rows_by_query[row.query].append(row)
+    complete_count = rows[-1].query if len(rows) > max_rows else query_count
+    error = ApiError(
+        ErrorReason.TOO_MANY_ITEMS,
+        f"The queries up to this one have more than {max_rows} {name} together: send this one in "
+        "another call.",
     )
+    return [
+        own_rows if number < complete_count else error
+        for number, own_rows in enumerate(rows_by_query)
+    ]
+
+
+def _group_series(query: HistoryQuery, rows: Sequence[store.SelectedSeries]) -> _Selected:
     if len(rows) > _MAX_SERIES:
         raise _too_many("filters", f"must select at most {_MAX_SERIES} series; narrow them")
     grouped = {
@@ -103,7 +145,7 @@ def _select_series(connection: Connection, query: HistoryQuery) -> Mapping[int, 
     }
     if len({series.key for series in grouped.values()}) > _MAX_GROUPS:
         raise _too_many("group_by", f"must make at most {_MAX_GROUPS} groups; narrow the filters")
-    return grouped
+    return _Selected(query, grouped)
 
 
 def _figure_of(attributes: Mapping[str, str]) -> Hashable:
@@ -119,12 +161,24 @@ def _too_many(field: str, text: str) -> ApiError:
     return ApiError(ErrorReason.TOO_MANY_ITEMS, f"{field} {text}.", field=field)
 
 
-def _gauge_points(
-    query: HistoryQuery, grouped: Mapping[int, _GroupedSeries], rows: Sequence[store.StepRow]
-) -> Mapping[GroupKey, Points]:
+def _points_of(selected: _Selected, rows: Sequence[store.StepRow]) -> PointsByGroup:
+    if len(rows) > _MAX_ROWS:
+        raise ApiError(
+            ErrorReason.FIELD_INVALID,
+            f"step must be longer: the {len(selected.series)} series have too many samples in the "
+            "range. Or narrow the filters.",
+            field="step",
+        )
+    if selected.query.kind is MetricKind.GAUGE:
+        return _gauge_points(selected, rows)
+    return _total_points(selected, rows)
+
+
+def _gauge_points(selected: _Selected, rows: Sequence[store.StepRow]) -> PointsByGroup:
+    query = selected.query
     highest: dict[GroupKey, dict[int, dict[Hashable, float]]] = {}
     for row in rows:
-        series = grouped[row.series_id]
+        series = selected.series[row.series_id]
         figures = highest.setdefault(series.key, {}).setdefault(row.step, {})
         figures[series.figure] = max(figures.get(series.figure, row.value), row.value)
     combine = sum if query.aggregation is Aggregation.SUM else max
@@ -136,12 +190,11 @@ def _gauge_points(
     }
 
 
-def _total_points(
-    query: HistoryQuery, grouped: Mapping[int, _GroupedSeries], rows: Sequence[store.StepRow]
-) -> Mapping[GroupKey, Points]:
+def _total_points(selected: _Selected, rows: Sequence[store.StepRow]) -> PointsByGroup:
+    query = selected.query
     totals: dict[GroupKey, dict[int, StepTotals]] = {}
     for series_id, group in groupby(rows, lambda row: row.series_id):
-        series = grouped[series_id]
+        series = selected.series[series_id]
         base, *samples = (Sample(row.step, row.value, row.bucket_counts or ()) for row in group)
         for increase in increases(base, samples):
             steps = totals.setdefault(series.key, {})

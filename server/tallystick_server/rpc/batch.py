@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 K = TypeVar("K")
 M = TypeVar("M")
 T = TypeVar("T")
+S = TypeVar("S")
 R = TypeVar("R")
 
 
@@ -51,6 +52,26 @@ async def process_items(
             results.append(error.with_field_prefix(f"{field}[{index}]"))
     processed_results = iter(await process(parsed) if parsed else ())
     return [next(processed_results) if result is None else result for result in results]
+
+
+def apply_each(
+    function: Callable[[T, S], R], items: Iterable[T | ApiError], others: Iterable[S | ApiError]
+) -> list[R | ApiError]:
+    """Applies a function to each item and its value of `others`. The result is the error instead if
+    one of the two is an error, or if the function raises one.
+    """
+
+    def apply(item: T | ApiError, other: S | ApiError) -> R | ApiError:
+        if isinstance(item, ApiError):
+            return item
+        if isinstance(other, ApiError):
+            return other
+        try:
+            return function(item, other)
+        except ApiError as error:
+            return error
+
+    return list(map(apply, items, others))
 
 
 def to_item_status(error: Exception) -> status_pb2.Status:

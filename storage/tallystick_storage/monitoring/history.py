@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
@@ -52,133 +53,155 @@ def list_series(
     return _LIST_OF_METRIC.all(connection, metric=criteria.metric, **parameters)
 
 
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which series a query reads: those of a metric that match all filters, and that were recorded
+    between two times, in seconds since 1970. `query`: its number.
+    """
+
+    query: int
+    metric: str
+    kind: str
+    filters: Sequence[SeriesFilter]
+    range_start: int
+    range_end: int
+
+
 class SelectedSeries(NamedTuple):
     """A series of a query. `attributes` has the name and the id of its process too."""
 
+    query: int
     series_id: int
     attributes: Mapping[str, str]
     boundaries: Sequence[float]
 
 
+# The limit keeps the series of a query a lookup of its own, whatever the statistics are.
 _SELECT = Query(
     SelectedSeries,
     """
-    select x.series_id, x.attributes, x.boundaries
-    from (
-        select s.series_id, s.boundaries, s.attributes || jsonb_build_object(
-            cast(:process_name as text), p.name, cast(:process_id as text), p.process_id)
-            as attributes
-        from series s join process p using (process_id)
-        where s.metric = :metric and s.kind = :kind and s.create_time < to_timestamp(:end)
-            and p.last_record_time >= to_timestamp(:start)) x
-    where not exists (
-        select from json_to_recordset(cast(:filters as json)) as f (attribute text, value text,
-            is_negated boolean)
-        where (coalesce(x.attributes ->> f.attribute, '') = f.value) = f.is_negated)
-    order by x.series_id desc limit :limit
+    select q.query, y.series_id, y.attributes, y.boundaries
+    from json_to_recordset(cast(:selections as json)) as q (query int, metric text collate "C",
+        kind text, filters json, range_start bigint, range_end bigint)
+    cross join lateral (
+        select x.series_id, x.attributes, x.boundaries
+        from (
+            select s.series_id, s.boundaries, s.attributes || jsonb_build_object(
+                cast(:process_name as text), p.name, cast(:process_id as text), p.process_id)
+                as attributes
+            from series s join process p using (process_id)
+            where s.metric = q.metric and s.kind = q.kind
+                and s.create_time < to_timestamp(q.range_end)
+                and p.last_record_time >= to_timestamp(q.range_start)) x
+        where not exists (
+            select from json_to_recordset(q.filters) as f (attribute text, value text,
+                is_negated boolean)
+            where (coalesce(x.attributes ->> f.attribute, '') = f.value) = f.is_negated)
+        order by x.series_id desc limit :limit) y
+    order by q.query, y.series_id desc limit :total_limit
     """,
 )
 
 
 def select_series(
-    connection: Connection,
-    metric: str,
-    kind: str,
-    filters: Sequence[SeriesFilter],
-    start: int,
-    end: int,
-    limit: int,
+    connection: Connection, selections: Sequence[Selection], limit: int, total_limit: int
 ) -> list[SelectedSeries]:
-    """The series of a metric that match all filters, and that were recorded between two times (in
-    seconds since 1970), newest first.
+    """The series of queries, by query, newest first: at most `limit` of each, and the first
+    `total_limit` of all.
     """
+    if not selections:
+        return []
     return _SELECT.all(
         connection,
-        metric=metric,
-        kind=kind,
-        filters=encode_rows([item._asdict() for item in filters]),
-        start=start,
-        end=end,
+        selections=encode_rows(selections),
         limit=limit,
+        total_limit=total_limit,
         process_name=PROCESS_NAME,
         process_id=PROCESS_ID,
     )
 
 
-class StepRow(NamedTuple):
-    """The sample of a series in a step, see `tallystick_core.monitoring.aggregation.Sample`. Step
-    -1: its totals before the range.
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Which samples a query reads of its series, in steps from a time in seconds since 1970: of
+    gauges the highest value of each step, otherwise the last totals of each step, and those before
+    the first. `query`: its number.
     """
 
+    query: int
+    series_ids: Sequence[int]
+    range_start: int
+    step_seconds: int
+    step_count: int
+    is_gauge: bool
+
+
+class StepRow(NamedTuple):
+    """The sample of a query's series in a step, see
+    `tallystick_core.monitoring.aggregation.Sample`. Step -1: its totals before the range.
+    """
+
+    query: int
     series_id: int
     step: int
     value: float
     bucket_counts: Sequence[int] | None
 
 
-# One index lookup for each step, however many samples it has.
-_TOTALS = Query(
+# Of totals one index lookup for each step, however many samples it has; of a gauge one index scan
+# for each series. The limits keep it so while the statistics are those of empty tables.
+_READ_STEPS = Query(
     StepRow,
     """
-    select s.series_id, -1 as step, coalesce(b.value, s.base_value) as value,
-        coalesce(b.bucket_counts, s.base_bucket_counts) as bucket_counts
-    from series s left join lateral (
-        select x.value, x.bucket_counts from sample x
-        where x.series_id = s.series_id and x.record_time < to_timestamp(:start)
-        order by x.record_time desc limit 1) b on true
-    where s.series_id = any (cast(:series_ids as bigint[]))
-    union all
-    select s.series_id, n.step, x.value, x.bucket_counts
-    from unnest(cast(:series_ids as bigint[])) as s (series_id)
-    cross join generate_series(0, :step_count - 1) as n (step)
+    select q.query, y.series_id, y.step, y.value, y.bucket_counts
+    from json_to_recordset(cast(:readings as json)) as q (query int, series_ids bigint[],
+        range_start bigint, step_seconds int, step_count int, is_gauge boolean)
     cross join lateral (
-        select x.value, x.bucket_counts from sample x
-        where x.series_id = s.series_id
-            and x.record_time >= to_timestamp(:start + n.step * :step)
-            and x.record_time < to_timestamp(:start + (n.step + 1) * :step)
-        order by x.record_time desc limit 1) x
-    order by series_id, step limit :limit
-    """,
-)
-_HIGHEST = Query(
-    StepRow,
-    """
-    select x.series_id,
-        cast((extract(epoch from x.step_time) - :start) / :step as int) as step, x.value,
-        null as bucket_counts
-    from (
-        select series_id, date_bin(make_interval(secs => :step), record_time, to_timestamp(:start))
-            as step_time, max(value) as value
-        from sample where series_id = any (cast(:series_ids as bigint[]))
-            and record_time >= to_timestamp(:start)
-            and record_time < to_timestamp(:end)
-        group by series_id, step_time) x
-    order by x.series_id, x.step_time limit :limit
+        select s.series_id, -1 as step, coalesce(b.value, s.base_value) as value,
+            coalesce(b.bucket_counts, s.base_bucket_counts) as bucket_counts
+        from series s left join lateral (
+            select x.value, x.bucket_counts from sample x
+            where x.series_id = s.series_id and x.record_time < to_timestamp(q.range_start)
+            order by x.record_time desc limit 1) b on true
+        where not q.is_gauge and s.series_id = any (q.series_ids)
+        union all
+        select i.series_id, n.step, x.value, x.bucket_counts
+        from unnest(q.series_ids) as i (series_id)
+        cross join generate_series(0, q.step_count - 1) as n (step)
+        cross join lateral (
+            select x.value, x.bucket_counts from sample x
+            where x.series_id = i.series_id
+                and x.record_time >= to_timestamp(q.range_start + n.step * q.step_seconds)
+                and x.record_time < to_timestamp(q.range_start + (n.step + 1) * q.step_seconds)
+            order by x.record_time desc limit 1) x
+        where not q.is_gauge
+        union all
+        select i.series_id,
+            cast((extract(epoch from x.step_time) - q.range_start) / q.step_seconds as int),
+            x.value, null
+        from unnest(q.series_ids) as i (series_id)
+        cross join lateral (
+            select date_bin(make_interval(secs => q.step_seconds), x.record_time,
+                to_timestamp(q.range_start)) as step_time, max(x.value) as value
+            from sample x
+            where x.series_id = i.series_id and x.record_time >= to_timestamp(q.range_start)
+                and x.record_time < to_timestamp(q.range_start + q.step_count * q.step_seconds)
+            group by step_time) x
+        where q.is_gauge
+        order by series_id, step limit :limit) y
+    order by q.query, y.series_id, y.step limit :total_limit
     """,
 )
 
 
 def read_steps(
-    connection: Connection,
-    series_ids: Sequence[int],
-    start: int,
-    step: int,
-    step_count: int,
-    limit: int,
-    *,
-    is_gauge: bool,
+    connection: Connection, readings: Sequence[Reading], limit: int, total_limit: int
 ) -> list[StepRow]:
-    """The samples of series in `step_count` steps of `step` seconds from `start` (seconds since
-    1970), by series and step, at most `limit`: of gauges the highest value of each step, otherwise
-    the last totals of each step, and those before the first.
+    """The samples of queries, by query, series and step: at most `limit` of each query, and the
+    first `total_limit` of all.
     """
-    query = _HIGHEST if is_gauge else _TOTALS
-    return query.all(
-        connection,
-        series_ids=list(series_ids),
-        start=start,
-        step=step,
-        step_count=step_count,
-        end=start + step * step_count,
-        limit=limit,
+    if not readings:
+        return []
+    return _READ_STEPS.all(
+        connection, readings=encode_rows(readings), limit=limit, total_limit=total_limit
     )

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
+from typing import Any, cast
 
 import pytest
+from google.rpc import code_pb2, status_pb2
 
 from tallystick_core.monitoring.time_range import plan_range
-from tallystick_server.http.console.history import NOW, PERIODS, Group, History, Period, period_of
+from tallystick_server.http.console.calls import PageCalls, Result
+from tallystick_server.http.console.history import (
+    NOW,
+    PERIODS,
+    Group,
+    History,
+    HistoryReader,
+    MetricQuery,
+    Period,
+    period_of,
+)
 from tallystick_server.http.console.panels import acceptances, total_acceptance
 
 TIME = datetime(2026, 11, 30, 18, 47, 13, 500_000, tzinfo=UTC)
@@ -40,6 +53,40 @@ def test_the_steps_of_a_period_are_named_by_their_start() -> None:
     week = period_of("week")
     assert week.start_at(TIME) + timedelta(days=7) == datetime(2026, 11, 30, 21, tzinfo=UTC)
     assert week.steps_at(TIME)[-1].tick == "11-30"
+
+
+class _OneCall:
+    """Answers the queries of one call: the metric `bad` is rejected."""
+
+    def __init__(self) -> None:
+        self.metrics: list[str] = []
+
+    async def attempt(self, _name: str, /, queries: list[dict[str, Any]]) -> Result:
+        assert not self.metrics
+        self.metrics = [query["metric"] for query in queries]
+        return Result({"results": [self._result(metric) for metric in self.metrics]})
+
+    def _result(self, metric: str) -> dict[str, Any]:
+        if metric == "bad":
+            status = status_pb2.Status(code=code_pb2.INVALID_ARGUMENT, message="too many groups")
+            return {"history": None, "error": status}
+        history = {"attributes": {"name": metric}, "points": []}
+        return {"history": {"histories": [history]}, "error": None}
+
+
+def test_a_rejected_query_leaves_the_others_of_its_page() -> None:
+    """One call reads the groups of a page, in their order; each history has its own error."""
+    calls = _OneCall()
+    reader = HistoryReader(cast(PageCalls, calls), NOW, TIME)
+    a, bad, c = (MetricQuery(name, ("name",)) for name in ("a", "bad", "c"))
+    (first, rejected), none, (third,) = asyncio.run(reader.read([a, bad], [], [c]))
+    assert calls.metrics == ["a", "bad", "c"]
+    assert (list(first.groups), first.error) == ([("a",)], None)
+    assert (list(third.groups), third.error) == ([("c",)], None)
+    assert none == []
+    assert not rejected.groups
+    assert rejected.error is not None
+    assert rejected.error.text == "too many groups"
 
 
 def test_a_gauge_that_leaves_out_zeros_is_0_where_others_were_read() -> None:

@@ -25,11 +25,12 @@ _sym_db = _symbol_database.Default()
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from tallystick.monitoring.v1 import monitoring_pb2 as tallystick_dot_monitoring_dot_v1_dot_monitoring__pb2
 from tallystick.monitoring.v1 import trace_pb2 as tallystick_dot_monitoring_dot_v1_dot_trace__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n1tallystick/monitoring/v1/monitoring_service.proto\x12\x18tallystick.monitoring.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a)tallystick/monitoring/v1/monitoring.proto\x1a$tallystick/monitoring/v1/trace.proto\"\x92\x01\n\x19\x42\x61tchRecordSamplesRequest\x12\x12\n\nprocess_id\x18\x01 \x01(\t\x12\x14\n\x0cprocess_name\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12\x39\n\x07metrics\x18\x04 \x03(\x0b\x32(.tallystick.monitoring.v1.RecordedMetric\"\xa2\x01\n\x0eRecordedMetric\x12\x0e\n\x06metric\x18\x01 \x01(\t\x12\x32\n\x04kind\x18\x02 \x01(\x0e\x32$.tallystick.monitoring.v1.MetricKind\x12\x12\n\nboundaries\x18\x03 \x03(\x01\x12\x38\n\x06series\x18\x04 \x03(\x0b\x32(.tallystick.monitoring.v1.RecordedSeries\"\xb7\x01\n\x0eRecordedSeries\x12L\n\nattributes\x18\x01 \x03(\x0b\x32\x38.tallystick.monitoring.v1.RecordedSeries.AttributesEntry\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x15\n\rbucket_counts\x18\x03 \x03(\x03\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"K\n\x1a\x42\x61tchRecordSamplesResponse\x12\x16\n\x0erecorded_count\x18\x01 \x01(\x05\x12\x15\n\rdropped_count\x18\x02 \x01(\x05\"P\n\x17ListMetricSeriesRequest\x12\x0e\n\x06metric\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"k\n\x18ListMetricSeriesResponse\x12\x36\n\x06series\x18\x01 \x03(\x0b\x32&.tallystick.monitoring.v1.MetricSeries\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa1\x02\n\x17GetMetricHistoryRequest\x12\x0e\n\x06metric\x18\x01 \x01(\t\x12\x0f\n\x07\x66ilters\x18\x02 \x03(\t\x12\x10\n\x08group_by\x18\x03 \x03(\t\x12:\n\x0b\x61ggregation\x18\x04 \x01(\x0e\x32%.tallystick.monitoring.v1.Aggregation\x12\x10\n\x08quantile\x18\x05 \x01(\t\x12.\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x04step\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xdb\x02\n\x18GetMetricHistoryResponse\x12:\n\thistories\x18\x01 \x03(\x0b\x32\'.tallystick.monitoring.v1.MetricHistory\x12\x32\n\x04kind\x18\x02 \x01(\x0e\x32$.tallystick.monitoring.v1.MetricKind\x12\x0c\n\x04unit\x18\x03 \x01(\t\x12:\n\x0b\x61ggregation\x18\x04 \x01(\x0e\x32%.tallystick.monitoring.v1.Aggregation\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x04step\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"H\n\x17\x42\x61tchRecordSpansRequest\x12-\n\x05spans\x18\x01 \x03(\x0b\x32\x1e.tallystick.monitoring.v1.Span\"I\n\x18\x42\x61tchRecordSpansResponse\x12\x16\n\x0erecorded_count\x18\x01 \x01(\x05\x12\x15\n\rdropped_count\x18\x02 \x01(\x05\"#\n\x0fGetTraceRequest\x12\x10\n\x08trace_id\x18\x01 \x01(\t\"q\n\x10GetTraceResponse\x12.\n\x05trace\x18\x01 \x01(\x0b\x32\x1f.tallystick.monitoring.v1.Trace\x12-\n\x05spans\x18\x02 \x03(\x0b\x32\x1e.tallystick.monitoring.v1.Span\"\x89\x01\n\x11ListTracesRequest\x12\x0e\n\x06\x66\x61iled\x18\x01 \x01(\x08\x12/\n\x0cmin_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"^\n\x12ListTracesResponse\x12/\n\x06traces\x18\x01 \x03(\x0b\x32\x1f.tallystick.monitoring.v1.Trace\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xde\x06\n\x11MonitoringService\x12\x84\x01\n\x12\x42\x61tchRecordSamples\x12\x33.tallystick.monitoring.v1.BatchRecordSamplesRequest\x1a\x34.tallystick.monitoring.v1.BatchRecordSamplesResponse\"\x03\x90\x02\x02\x12\x96\x01\n\x10ListMetricSeries\x12\x31.tallystick.monitoring.v1.ListMetricSeriesRequest\x1a\x32.tallystick.monitoring.v1.ListMetricSeriesResponse\"\x1b\x90\x02\x01\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/metricSeries\x12\xa2\x01\n\x10GetMetricHistory\x12\x31.tallystick.monitoring.v1.GetMetricHistoryRequest\x1a\x32.tallystick.monitoring.v1.GetMetricHistoryResponse\"\'\x90\x02\x01\x82\xd3\xe4\x93\x02\x1e\x12\x1c/v1/metrics/{metric}:history\x12~\n\x10\x42\x61tchRecordSpans\x12\x31.tallystick.monitoring.v1.BatchRecordSpansRequest\x1a\x32.tallystick.monitoring.v1.BatchRecordSpansResponse\"\x03\x90\x02\x02\x12\x83\x01\n\x08GetTrace\x12).tallystick.monitoring.v1.GetTraceRequest\x1a*.tallystick.monitoring.v1.GetTraceResponse\" \x90\x02\x01\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/traces/{trace_id}\x12~\n\nListTraces\x12+.tallystick.monitoring.v1.ListTracesRequest\x1a,.tallystick.monitoring.v1.ListTracesResponse\"\x15\x90\x02\x01\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/tracesb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n1tallystick/monitoring/v1/monitoring_service.proto\x12\x18tallystick.monitoring.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a)tallystick/monitoring/v1/monitoring.proto\x1a$tallystick/monitoring/v1/trace.proto\"\x92\x01\n\x19\x42\x61tchRecordSamplesRequest\x12\x12\n\nprocess_id\x18\x01 \x01(\t\x12\x14\n\x0cprocess_name\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12\x39\n\x07metrics\x18\x04 \x03(\x0b\x32(.tallystick.monitoring.v1.RecordedMetric\"\xa2\x01\n\x0eRecordedMetric\x12\x0e\n\x06metric\x18\x01 \x01(\t\x12\x32\n\x04kind\x18\x02 \x01(\x0e\x32$.tallystick.monitoring.v1.MetricKind\x12\x12\n\nboundaries\x18\x03 \x03(\x01\x12\x38\n\x06series\x18\x04 \x03(\x0b\x32(.tallystick.monitoring.v1.RecordedSeries\"\xb7\x01\n\x0eRecordedSeries\x12L\n\nattributes\x18\x01 \x03(\x0b\x32\x38.tallystick.monitoring.v1.RecordedSeries.AttributesEntry\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x15\n\rbucket_counts\x18\x03 \x03(\x03\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"K\n\x1a\x42\x61tchRecordSamplesResponse\x12\x16\n\x0erecorded_count\x18\x01 \x01(\x05\x12\x15\n\rdropped_count\x18\x02 \x01(\x05\"P\n\x17ListMetricSeriesRequest\x12\x0e\n\x06metric\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"k\n\x18ListMetricSeriesResponse\x12\x36\n\x06series\x18\x01 \x03(\x0b\x32&.tallystick.monitoring.v1.MetricSeries\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa1\x02\n\x17GetMetricHistoryRequest\x12\x0e\n\x06metric\x18\x01 \x01(\t\x12\x0f\n\x07\x66ilters\x18\x02 \x03(\t\x12\x10\n\x08group_by\x18\x03 \x03(\t\x12:\n\x0b\x61ggregation\x18\x04 \x01(\x0e\x32%.tallystick.monitoring.v1.Aggregation\x12\x10\n\x08quantile\x18\x05 \x01(\t\x12.\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x04step\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xdb\x02\n\x18GetMetricHistoryResponse\x12:\n\thistories\x18\x01 \x03(\x0b\x32\'.tallystick.monitoring.v1.MetricHistory\x12\x32\n\x04kind\x18\x02 \x01(\x0e\x32$.tallystick.monitoring.v1.MetricKind\x12\x0c\n\x04unit\x18\x03 \x01(\t\x12:\n\x0b\x61ggregation\x18\x04 \x01(\x0e\x32%.tallystick.monitoring.v1.Aggregation\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x04step\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"d\n\x1e\x42\x61tchGetMetricHistoriesRequest\x12\x42\n\x07queries\x18\x01 \x03(\x0b\x32\x31.tallystick.monitoring.v1.GetMetricHistoryRequest\"\x8b\x01\n\x13MetricHistoryResult\x12\x45\n\x07history\x18\x01 \x01(\x0b\x32\x32.tallystick.monitoring.v1.GetMetricHistoryResponseH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"a\n\x1f\x42\x61tchGetMetricHistoriesResponse\x12>\n\x07results\x18\x01 \x03(\x0b\x32-.tallystick.monitoring.v1.MetricHistoryResult\"H\n\x17\x42\x61tchRecordSpansRequest\x12-\n\x05spans\x18\x01 \x03(\x0b\x32\x1e.tallystick.monitoring.v1.Span\"I\n\x18\x42\x61tchRecordSpansResponse\x12\x16\n\x0erecorded_count\x18\x01 \x01(\x05\x12\x15\n\rdropped_count\x18\x02 \x01(\x05\"#\n\x0fGetTraceRequest\x12\x10\n\x08trace_id\x18\x01 \x01(\t\"q\n\x10GetTraceResponse\x12.\n\x05trace\x18\x01 \x01(\x0b\x32\x1f.tallystick.monitoring.v1.Trace\x12-\n\x05spans\x18\x02 \x03(\x0b\x32\x1e.tallystick.monitoring.v1.Span\"\x89\x01\n\x11ListTracesRequest\x12\x0e\n\x06\x66\x61iled\x18\x01 \x01(\x08\x12/\n\x0cmin_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"^\n\x12ListTracesResponse\x12/\n\x06traces\x18\x01 \x03(\x0b\x32\x1f.tallystick.monitoring.v1.Trace\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\x9c\x08\n\x11MonitoringService\x12\x84\x01\n\x12\x42\x61tchRecordSamples\x12\x33.tallystick.monitoring.v1.BatchRecordSamplesRequest\x1a\x34.tallystick.monitoring.v1.BatchRecordSamplesResponse\"\x03\x90\x02\x02\x12\x96\x01\n\x10ListMetricSeries\x12\x31.tallystick.monitoring.v1.ListMetricSeriesRequest\x1a\x32.tallystick.monitoring.v1.ListMetricSeriesResponse\"\x1b\x90\x02\x01\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/metricSeries\x12\xa2\x01\n\x10GetMetricHistory\x12\x31.tallystick.monitoring.v1.GetMetricHistoryRequest\x1a\x32.tallystick.monitoring.v1.GetMetricHistoryResponse\"\'\x90\x02\x01\x82\xd3\xe4\x93\x02\x1e\x12\x1c/v1/metrics/{metric}:history\x12\xbb\x01\n\x17\x42\x61tchGetMetricHistories\x12\x38.tallystick.monitoring.v1.BatchGetMetricHistoriesRequest\x1a\x39.tallystick.monitoring.v1.BatchGetMetricHistoriesResponse\"+\x90\x02\x01\x82\xd3\xe4\x93\x02\"\"\x1d/v1/metrics:batchGetHistories:\x01*\x12~\n\x10\x42\x61tchRecordSpans\x12\x31.tallystick.monitoring.v1.BatchRecordSpansRequest\x1a\x32.tallystick.monitoring.v1.BatchRecordSpansResponse\"\x03\x90\x02\x02\x12\x83\x01\n\x08GetTrace\x12).tallystick.monitoring.v1.GetTraceRequest\x1a*.tallystick.monitoring.v1.GetTraceResponse\" \x90\x02\x01\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/traces/{trace_id}\x12~\n\nListTraces\x12+.tallystick.monitoring.v1.ListTracesRequest\x1a,.tallystick.monitoring.v1.ListTracesResponse\"\x15\x90\x02\x01\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/tracesb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,42 +45,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MONITORINGSERVICE'].methods_by_name['ListMetricSeries']._serialized_options = b'\220\002\001\202\323\344\223\002\022\022\020/v1/metricSeries'
   _globals['_MONITORINGSERVICE'].methods_by_name['GetMetricHistory']._loaded_options = None
   _globals['_MONITORINGSERVICE'].methods_by_name['GetMetricHistory']._serialized_options = b'\220\002\001\202\323\344\223\002\036\022\034/v1/metrics/{metric}:history'
+  _globals['_MONITORINGSERVICE'].methods_by_name['BatchGetMetricHistories']._loaded_options = None
+  _globals['_MONITORINGSERVICE'].methods_by_name['BatchGetMetricHistories']._serialized_options = b'\220\002\001\202\323\344\223\002\"\"\035/v1/metrics:batchGetHistories:\001*'
   _globals['_MONITORINGSERVICE'].methods_by_name['BatchRecordSpans']._loaded_options = None
   _globals['_MONITORINGSERVICE'].methods_by_name['BatchRecordSpans']._serialized_options = b'\220\002\002'
   _globals['_MONITORINGSERVICE'].methods_by_name['GetTrace']._loaded_options = None
   _globals['_MONITORINGSERVICE'].methods_by_name['GetTrace']._serialized_options = b'\220\002\001\202\323\344\223\002\027\022\025/v1/traces/{trace_id}'
   _globals['_MONITORINGSERVICE'].methods_by_name['ListTraces']._loaded_options = None
   _globals['_MONITORINGSERVICE'].methods_by_name['ListTraces']._serialized_options = b'\220\002\001\202\323\344\223\002\014\022\n/v1/traces'
-  _globals['_BATCHRECORDSAMPLESREQUEST']._serialized_start=256
-  _globals['_BATCHRECORDSAMPLESREQUEST']._serialized_end=402
-  _globals['_RECORDEDMETRIC']._serialized_start=405
-  _globals['_RECORDEDMETRIC']._serialized_end=567
-  _globals['_RECORDEDSERIES']._serialized_start=570
-  _globals['_RECORDEDSERIES']._serialized_end=753
-  _globals['_RECORDEDSERIES_ATTRIBUTESENTRY']._serialized_start=704
-  _globals['_RECORDEDSERIES_ATTRIBUTESENTRY']._serialized_end=753
-  _globals['_BATCHRECORDSAMPLESRESPONSE']._serialized_start=755
-  _globals['_BATCHRECORDSAMPLESRESPONSE']._serialized_end=830
-  _globals['_LISTMETRICSERIESREQUEST']._serialized_start=832
-  _globals['_LISTMETRICSERIESREQUEST']._serialized_end=912
-  _globals['_LISTMETRICSERIESRESPONSE']._serialized_start=914
-  _globals['_LISTMETRICSERIESRESPONSE']._serialized_end=1021
-  _globals['_GETMETRICHISTORYREQUEST']._serialized_start=1024
-  _globals['_GETMETRICHISTORYREQUEST']._serialized_end=1313
-  _globals['_GETMETRICHISTORYRESPONSE']._serialized_start=1316
-  _globals['_GETMETRICHISTORYRESPONSE']._serialized_end=1663
-  _globals['_BATCHRECORDSPANSREQUEST']._serialized_start=1665
-  _globals['_BATCHRECORDSPANSREQUEST']._serialized_end=1737
-  _globals['_BATCHRECORDSPANSRESPONSE']._serialized_start=1739
-  _globals['_BATCHRECORDSPANSRESPONSE']._serialized_end=1812
-  _globals['_GETTRACEREQUEST']._serialized_start=1814
-  _globals['_GETTRACEREQUEST']._serialized_end=1849
-  _globals['_GETTRACERESPONSE']._serialized_start=1851
-  _globals['_GETTRACERESPONSE']._serialized_end=1964
-  _globals['_LISTTRACESREQUEST']._serialized_start=1967
-  _globals['_LISTTRACESREQUEST']._serialized_end=2104
-  _globals['_LISTTRACESRESPONSE']._serialized_start=2106
-  _globals['_LISTTRACESRESPONSE']._serialized_end=2200
-  _globals['_MONITORINGSERVICE']._serialized_start=2203
-  _globals['_MONITORINGSERVICE']._serialized_end=3065
+  _globals['_BATCHRECORDSAMPLESREQUEST']._serialized_start=281
+  _globals['_BATCHRECORDSAMPLESREQUEST']._serialized_end=427
+  _globals['_RECORDEDMETRIC']._serialized_start=430
+  _globals['_RECORDEDMETRIC']._serialized_end=592
+  _globals['_RECORDEDSERIES']._serialized_start=595
+  _globals['_RECORDEDSERIES']._serialized_end=778
+  _globals['_RECORDEDSERIES_ATTRIBUTESENTRY']._serialized_start=729
+  _globals['_RECORDEDSERIES_ATTRIBUTESENTRY']._serialized_end=778
+  _globals['_BATCHRECORDSAMPLESRESPONSE']._serialized_start=780
+  _globals['_BATCHRECORDSAMPLESRESPONSE']._serialized_end=855
+  _globals['_LISTMETRICSERIESREQUEST']._serialized_start=857
+  _globals['_LISTMETRICSERIESREQUEST']._serialized_end=937
+  _globals['_LISTMETRICSERIESRESPONSE']._serialized_start=939
+  _globals['_LISTMETRICSERIESRESPONSE']._serialized_end=1046
+  _globals['_GETMETRICHISTORYREQUEST']._serialized_start=1049
+  _globals['_GETMETRICHISTORYREQUEST']._serialized_end=1338
+  _globals['_GETMETRICHISTORYRESPONSE']._serialized_start=1341
+  _globals['_GETMETRICHISTORYRESPONSE']._serialized_end=1688
+  _globals['_BATCHGETMETRICHISTORIESREQUEST']._serialized_start=1690
+  _globals['_BATCHGETMETRICHISTORIESREQUEST']._serialized_end=1790
+  _globals['_METRICHISTORYRESULT']._serialized_start=1793
+  _globals['_METRICHISTORYRESULT']._serialized_end=1932
+  _globals['_BATCHGETMETRICHISTORIESRESPONSE']._serialized_start=1934
+  _globals['_BATCHGETMETRICHISTORIESRESPONSE']._serialized_end=2031
+  _globals['_BATCHRECORDSPANSREQUEST']._serialized_start=2033
+  _globals['_BATCHRECORDSPANSREQUEST']._serialized_end=2105
+  _globals['_BATCHRECORDSPANSRESPONSE']._serialized_start=2107
+  _globals['_BATCHRECORDSPANSRESPONSE']._serialized_end=2180
+  _globals['_GETTRACEREQUEST']._serialized_start=2182
+  _globals['_GETTRACEREQUEST']._serialized_end=2217
+  _globals['_GETTRACERESPONSE']._serialized_start=2219
+  _globals['_GETTRACERESPONSE']._serialized_end=2332
+  _globals['_LISTTRACESREQUEST']._serialized_start=2335
+  _globals['_LISTTRACESREQUEST']._serialized_end=2472
+  _globals['_LISTTRACESRESPONSE']._serialized_start=2474
+  _globals['_LISTTRACESRESPONSE']._serialized_end=2568
+  _globals['_MONITORINGSERVICE']._serialized_start=2571
+  _globals['_MONITORINGSERVICE']._serialized_end=3623
 # @@protoc_insertion_point(module_scope)

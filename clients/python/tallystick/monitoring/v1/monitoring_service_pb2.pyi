@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.rpc import status_pb2 as _status_pb2
 from tallystick.monitoring.v1 import monitoring_pb2 as _monitoring_pb2
 from tallystick.monitoring.v1 import trace_pb2 as _trace_pb2
 import builtins as _builtins
@@ -356,6 +357,88 @@ class GetMetricHistoryResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetMetricHistoryResponse: _TypeAlias = GetMetricHistoryResponse  # noqa: Y015
+
+@_typing.final
+class BatchGetMetricHistoriesRequest(_message.Message):
+    """Several metrics, and how their series become points."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUERIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def queries(self) -> _containers.RepeatedCompositeFieldContainer[Global___GetMetricHistoryRequest]:
+        """1 to 20 queries."""
+
+    def __init__(
+        self,
+        *,
+        queries: _abc.Iterable[Global___GetMetricHistoryRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["queries", b"queries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetMetricHistoriesRequest: _TypeAlias = BatchGetMetricHistoriesRequest  # noqa: Y015
+
+@_typing.final
+class MetricHistoryResult(_message.Message):
+    """The result of one query."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HISTORY_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def history(self) -> Global___GetMetricHistoryResponse:
+        """What GetMetricHistory returns."""
+
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """The error, with ErrorInfo in its details. Its field begins with that of the query, such as
+        queries[3].filters.
+        """
+
+    def __init__(
+        self,
+        *,
+        history: Global___GetMetricHistoryResponse | None = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "history", b"history", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "history", b"history", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["history", "error"]  # noqa: Y015
+    _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
+
+Global___MetricHistoryResult: _TypeAlias = MetricHistoryResult  # noqa: Y015
+
+@_typing.final
+class BatchGetMetricHistoriesResponse(_message.Message):
+    """The response to BatchGetMetricHistories."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetricHistoryResult]:
+        """One result for each query, in order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___MetricHistoryResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetMetricHistoriesResponse: _TypeAlias = BatchGetMetricHistoriesResponse  # noqa: Y015
 
 @_typing.final
 class BatchRecordSpansRequest(_message.Message):

@@ -51,6 +51,11 @@ class MonitoringServiceStub(object):
                 request_serializer=tallystick_dot_monitoring_dot_v1_dot_monitoring__service__pb2.GetMetricHistoryRequest.SerializeToString,
                 response_deserializer=tallystick_dot_monitoring_dot_v1_dot_monitoring__service__pb2.GetMetricHistoryResponse.FromString,
                 _registered_method=True)
+        self.BatchGetMetricHistories = channel.unary_unary(
+                '/tallystick.monitoring.v1.MonitoringService/BatchGetMetricHistories',
+                request_serializer=tallystick_dot_monitoring_dot_v1_dot_monitoring__service__pb2.BatchGetMetricHistoriesRequest.SerializeToString,
+                response_deserializer=tallystick_dot_monitoring_dot_v1_dot_monitoring__service__pb2.BatchGetMetricHistoriesResponse.FromString,
+                _registered_method=True)
         self.BatchRecordSpans = channel.unary_unary(
                 '/tallystick.monitoring.v1.MonitoringService/BatchRecordSpans',
                 request_serializer=tallystick_dot_monitoring_dot_v1_dot_monitoring__service__pb2.BatchRecordSpansRequest.SerializeToString,
@@ -99,6 +104,16 @@ class MonitoringServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchGetMetricHistories(self, request, context):
+        """Returns several metrics over time, each as GetMetricHistory does, with as many statements as one
+        of them. A query that is rejected does not fail the others. All queries together may read 20,000
+        series and 200,000 samples: the query that exceeds this is rejected, and so are those after it.
+        Access: operator, auditor.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def BatchRecordSpans(self, request, context):
         """Stores spans; those that are stored already are dropped. The oldest traces are deleted above
         monitoring.max_spans and monitoring.max_span_bytes. Over HTTP it is POST /v1/traces, by OTLP.
@@ -139,6 +154,11 @@ def add_MonitoringServiceServicer_to_server(servicer, server):
                     servicer.GetMetricHistory,
                     request_deserializer=tallystick_dot_monitoring_dot_v1_dot_monitoring__service__pb2.GetMetricHistoryRequest.FromString,
                     response_serializer=tallystick_dot_monitoring_dot_v1_dot_monitoring__service__pb2.GetMetricHistoryResponse.SerializeToString,
+            ),
+            'BatchGetMetricHistories': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchGetMetricHistories,
+                    request_deserializer=tallystick_dot_monitoring_dot_v1_dot_monitoring__service__pb2.BatchGetMetricHistoriesRequest.FromString,
+                    response_serializer=tallystick_dot_monitoring_dot_v1_dot_monitoring__service__pb2.BatchGetMetricHistoriesResponse.SerializeToString,
             ),
             'BatchRecordSpans': grpc.unary_unary_rpc_method_handler(
                     servicer.BatchRecordSpans,
@@ -239,6 +259,33 @@ class MonitoringService(object):
             '/tallystick.monitoring.v1.MonitoringService/GetMetricHistory',
             tallystick_dot_monitoring_dot_v1_dot_monitoring__service__pb2.GetMetricHistoryRequest.SerializeToString,
             tallystick_dot_monitoring_dot_v1_dot_monitoring__service__pb2.GetMetricHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchGetMetricHistories(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.monitoring.v1.MonitoringService/BatchGetMetricHistories',
+            tallystick_dot_monitoring_dot_v1_dot_monitoring__service__pb2.BatchGetMetricHistoriesRequest.SerializeToString,
+            tallystick_dot_monitoring_dot_v1_dot_monitoring__service__pb2.BatchGetMetricHistoriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

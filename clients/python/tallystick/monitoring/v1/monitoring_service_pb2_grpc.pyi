@@ -48,6 +48,12 @@ class MonitoringServiceStub:
     In the step in which a process starts again, SUM of a gauge of each process, such as the
     connections of a pool, counts both processes. Access: operator, auditor.
     """
+    BatchGetMetricHistories: _grpc.UnaryUnaryMultiCallable[_monitoring_service_pb2.BatchGetMetricHistoriesRequest, _monitoring_service_pb2.BatchGetMetricHistoriesResponse]
+    """Returns several metrics over time, each as GetMetricHistory does, with as many statements as one
+    of them. A query that is rejected does not fail the others. All queries together may read 20,000
+    series and 200,000 samples: the query that exceeds this is rejected, and so are those after it.
+    Access: operator, auditor.
+    """
     BatchRecordSpans: _grpc.UnaryUnaryMultiCallable[_monitoring_service_pb2.BatchRecordSpansRequest, _monitoring_service_pb2.BatchRecordSpansResponse]
     """Stores spans; those that are stored already are dropped. The oldest traces are deleted above
     monitoring.max_spans and monitoring.max_span_bytes. Over HTTP it is POST /v1/traces, by OTLP.
@@ -77,6 +83,12 @@ class MonitoringServiceAsyncStub(MonitoringServiceStub):
     the sample that shows it. A process that starts again begins at 0, so a restart is no decrease.
     In the step in which a process starts again, SUM of a gauge of each process, such as the
     connections of a pool, counts both processes. Access: operator, auditor.
+    """
+    BatchGetMetricHistories: _aio.UnaryUnaryMultiCallable[_monitoring_service_pb2.BatchGetMetricHistoriesRequest, _monitoring_service_pb2.BatchGetMetricHistoriesResponse]  # type: ignore[assignment]
+    """Returns several metrics over time, each as GetMetricHistory does, with as many statements as one
+    of them. A query that is rejected does not fail the others. All queries together may read 20,000
+    series and 200,000 samples: the query that exceeds this is rejected, and so are those after it.
+    Access: operator, auditor.
     """
     BatchRecordSpans: _aio.UnaryUnaryMultiCallable[_monitoring_service_pb2.BatchRecordSpansRequest, _monitoring_service_pb2.BatchRecordSpansResponse]  # type: ignore[assignment]
     """Stores spans; those that are stored already are dropped. The oldest traces are deleted above
@@ -122,6 +134,18 @@ class MonitoringServiceServicer(metaclass=_abc_1.ABCMeta):
         the sample that shows it. A process that starts again begins at 0, so a restart is no decrease.
         In the step in which a process starts again, SUM of a gauge of each process, such as the
         connections of a pool, counts both processes. Access: operator, auditor.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchGetMetricHistories(
+        self,
+        request: _monitoring_service_pb2.BatchGetMetricHistoriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_monitoring_service_pb2.BatchGetMetricHistoriesResponse, _abc.Awaitable[_monitoring_service_pb2.BatchGetMetricHistoriesResponse]]:
+        """Returns several metrics over time, each as GetMetricHistory does, with as many statements as one
+        of them. A query that is rejected does not fail the others. All queries together may read 20,000
+        series and 200,000 samples: the query that exceeds this is rejected, and so are those after it.
+        Access: operator, auditor.
         """
 
     @_abc_1.abstractmethod
