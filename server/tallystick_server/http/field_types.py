@@ -6,6 +6,7 @@ from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescript
 
 TIMESTAMP, DURATION = "google.protobuf.Timestamp", "google.protobuf.Duration"
 ANY = "google.protobuf.Any"
+STATUS = "google.rpc.Status"
 INTEGER_RANGES = {
     **dict.fromkeys(
         (FieldDescriptor.TYPE_INT32, FieldDescriptor.TYPE_SINT32, FieldDescriptor.TYPE_SFIXED32),

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import status_pb2
 
-from tallystick.monitoring.v1.monitoring_service_pb2 import GetMetricHistoryResponse
+from tallystick.monitoring.v1.monitoring_service_pb2 import BatchGetMetricHistoriesResponse
 from tallystick_server.http.console.calls import CallFailed, PublicCalls
 from tallystick_server.http.console.pages.table import FORM_PAGES
 from tallystick_server.http.field_types import is_map
@@ -70,18 +70,23 @@ class HostileCalls(PublicCalls):
             raise CallFailed(name, status_pb2.Status(code=5, message=HOSTILE))
         response = GetMessageClass(self.method(name).output_type)()
         fill(response)
-        if isinstance(response, GetMetricHistoryResponse):
-            _fill_history(response, message)
+        if isinstance(response, BatchGetMetricHistoriesResponse):
+            _fill_histories(response, message)
         return response
 
 
-def _fill_history(response: GetMetricHistoryResponse, request: Any) -> None:
-    """Puts the hostile text into what a chart names, with a value now, so that it is drawn."""
-    for history in response.histories:
-        for name in request.group_by:
-            history.attributes[name] = HOSTILE
-        for point in history.points:
-            point.time.GetCurrentTime()
+def _fill_histories(response: BatchGetMetricHistoriesResponse, request: Any) -> None:
+    """Gives each query a result, with the hostile text in what a chart names and a value now, so
+    that it is drawn.
+    """
+    (result,) = response.results
+    response.results.extend([result] * (len(request.queries) - 1))
+    for query, result in zip(request.queries, response.results, strict=True):
+        for history in result.history.histories:
+            for name in query.group_by:
+                history.attributes[name] = HOSTILE
+            for point in history.points:
+                point.time.GetCurrentTime()
 
 
 class Markup(HTMLParser):

@@ -98,21 +98,14 @@ def _ids(platform: ServedPlatform, work: Work) -> Ids:
     }
 
 
-PAGES_OF_CHARTS = {"": 48, "metrics": 33}
-"""How many statements the pages of charts cause: three for each history of a metric."""
-
-
 @pytest.mark.parametrize("page", sorted(PAGES))
 def test_a_page_causes_few_statements(console: CountedConsole, page: str) -> None:
-    """At most 20 in all services together, however many orders, payouts or breaks it is about. The
-    pages of charts cause more, but not with more data.
-    """
+    """At most 20 in all services together, however many orders, payouts or breaks it is about."""
     for path in paths_of([page], console.ids, console.queries):
         plans = console.plans_of(path)
         statements = "\n".join(statement[:200] for _, statement, _ in plans.statements)
         assert bool(plans.statements) == (path != PAGE_WITHOUT_STATEMENTS), path
-        max_statements = PAGES_OF_CHARTS.get(page, MAX_STATEMENTS)
-        assert count_statements(plans) <= max_statements, f"{path}:\n{statements}"
+        assert count_statements(plans) <= MAX_STATEMENTS, f"{path}:\n{statements}"
 
 
 def test_statements_of_all_services_are_counted(console: CountedConsole) -> None:

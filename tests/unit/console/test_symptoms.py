@@ -13,20 +13,26 @@ from tallystick_server.http.console.pages.symptoms import read_symptoms
 
 
 class _Histories:
-    """Answers GetMetricHistory with the counts of webhooks by result; other metrics have none."""
+    """Answers BatchGetMetricHistories with the counts of webhooks by result; other metrics have
+    none.
+    """
 
     def __init__(self, counts: dict[str, int]) -> None:
         self._counts = counts
 
-    async def attempt(self, _name: str, /, **fields: Any) -> Result:
-        if fields["metric"] != "tallystick.webhooks.received":
-            return Result({"unit": "s", "histories": []})
-        assert fields["group_by"] == ["provider", "result"]
+    async def attempt(self, _name: str, /, queries: list[dict[str, Any]]) -> Result:
+        results = [{"history": self._history(query), "error": None} for query in queries]
+        return Result({"results": results})
+
+    def _history(self, query: dict[str, Any]) -> dict[str, Any]:
+        if query["metric"] != "tallystick.webhooks.received":
+            return {"unit": "s", "histories": []}
+        assert query["group_by"] == ["provider", "result"]
         histories = [
             {"attributes": {"provider": "stripe", "result": name}, "points": [{"value": count}]}
             for name, count in self._counts.items()
         ]
-        return Result({"unit": "{event}", "histories": histories})
+        return {"unit": "{event}", "histories": histories}
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from math import isfinite
 from typing import Any
 
-from tallystick_server.http.console.calls import CallFailed, PageCalls, Result, gather_results
+from tallystick_server.http.console.calls import CallFailed, PageCalls, Result
 from tallystick_server.http.console.charts import Series, Step
 
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+"""Times in the JSON of the API."""
 Group = tuple[str, ...]
 """The values of the attributes by which a metric is grouped; "" for one that is missing."""
 
@@ -139,31 +142,46 @@ class HistoryReader:
     def steps(self) -> list[Step]:
         return self.period.steps_at(self.now)
 
-    async def read(self, *queries: MetricQuery) -> list[History]:
-        """The histories, in the order of the queries; a call for each."""
+    async def read(self, *groups: Sequence[MetricQuery]) -> list[list[History]]:
+        """The histories of groups of queries, such as those of a section: one call for all."""
         start = self.period.start_at(self.now)
-        results = await gather_results(
-            *(_read(self.calls, self.period, start, query) for query in queries)
+        queries = [query for group in groups for query in group]
+        results = await read_metrics(
+            self.calls, [_to_fields(query, self.period, start) for query in queries]
         )
-        return [
+        histories = iter(
             _history_of(result, query, self.period, start)
             for result, query in zip(results, queries, strict=True)
-        ]
+        )
+        return [list(islice(histories, len(group))) for group in groups]
 
 
-async def _read(calls: PageCalls, period: Period, start: datetime, query: MetricQuery) -> Result:
-    length = timedelta(seconds=period.step_seconds)
-    return await calls.attempt(
-        "monitoring.GetMetricHistory",
-        metric=query.metric,
-        group_by=list(query.group_by),
-        filters=list(query.filters),
-        aggregation=f"AGGREGATION_{query.aggregation}",
-        quantile=query.quantile,
-        start_time=f"{start:%Y-%m-%dT%H:%M:%SZ}",
-        end_time=f"{start + period.step_count * length:%Y-%m-%dT%H:%M:%SZ}",
-        step=f"{period.step_seconds}s",
-    )
+async def read_metrics(calls: PageCalls, queries: Sequence[Mapping[str, Any]]) -> list[Result]:
+    """The responses of GetMetricHistory to queries with these fields, by one call for all."""
+    name = "monitoring.BatchGetMetricHistories"
+    answer = await calls.attempt(name, queries=queries)
+    if answer.error is not None:
+        return [answer] * len(queries)
+    return [
+        Result({}, CallFailed(name, result["error"]))
+        if result["error"] is not None
+        else Result(result["history"])
+        for result in answer.values["results"]
+    ]
+
+
+def _to_fields(query: MetricQuery, period: Period, start: datetime) -> Mapping[str, Any]:
+    end = start + period.step_count * timedelta(seconds=period.step_seconds)
+    return {
+        "metric": query.metric,
+        "group_by": list(query.group_by),
+        "filters": list(query.filters),
+        "aggregation": f"AGGREGATION_{query.aggregation}",
+        "quantile": query.quantile,
+        "start_time": f"{start:{TIME_FORMAT}}",
+        "end_time": f"{end:{TIME_FORMAT}}",
+        "step": f"{period.step_seconds}s",
+    }
 
 
 def _history_of(result: Result, query: MetricQuery, period: Period, start: datetime) -> History:

@@ -8,12 +8,19 @@ from typing import Any
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from tallystick_server.http.field_types import ANY, DURATION, TIMESTAMP, enum_type_of, is_map
+from tallystick_server.http.field_types import (
+    ANY,
+    DURATION,
+    STATUS,
+    TIMESTAMP,
+    enum_type_of,
+    is_map,
+)
 
 Values = dict[str, Any]
 """The fields of a message by name: text, numbers, booleans, bytes in hexadecimal, times in UTC,
-enum values without their prefix ("" for UNSPECIFIED), lists, maps as dictionaries, and Values of
-messages (None: unset).
+enum values without their prefix ("" for UNSPECIFIED), lists, maps as dictionaries, the message of a
+google.rpc.Status, and Values of other messages (None: unset).
 """
 
 
@@ -43,6 +50,8 @@ def _plain(value: Any, field: FieldDescriptor) -> Any:
             return value.ToDatetime(tzinfo=UTC)
         if field.message_type.full_name == DURATION:
             return value.ToJsonString()
+        if field.message_type.full_name == STATUS:
+            return value
         return to_values(value)
     if field.type == FieldDescriptor.TYPE_ENUM:
         return enum_name(field, value)

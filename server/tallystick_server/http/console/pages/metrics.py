@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Sequence
 
 from tallystick_server.http.console.history import (
     PERIOD_CHOICES,
+    History,
     HistoryReader,
     MetricQuery,
     period_of,
@@ -33,10 +34,8 @@ async def show_metrics(visit: Visit) -> Answer:
     method = visit.query.get("method", "")
     method = method if method in methods else _DEFAULT_METHOD
     reader = HistoryReader(visit.calls, period, visit.time)
-    calls, providers, processes = await asyncio.gather(
-        _read_calls(reader, method, methods[method]),
-        _read_providers(reader),
-        _read_processes(reader),
+    calls, providers, processes = await reader.read(
+        _call_queries(methods[method]), _PROVIDER_QUERIES, _PROCESS_QUERIES
     )
     values = {
         "period": period,
@@ -45,17 +44,31 @@ async def show_metrics(visit: Visit) -> Answer:
             ("method", "Method", [(name, name) for name in sorted(methods)]),
         ],
         "chosen": {"period": period.name, "method": method},
-        "sections": [("Calls", calls), ("Providers", providers), ("Processes", processes)],
+        "sections": [
+            ("Calls", _call_panels(reader, method, *calls)),
+            ("Providers", _provider_panels(reader, *providers)),
+            ("Processes", _process_panels(reader, *processes)),
+        ],
     }
     return Page("metrics.html", "Metrics", values)
 
 
-async def _read_calls(reader: HistoryReader, method: str, full_name: str) -> list[Panel]:
-    median, slow, calls, failed = await reader.read(
+def _call_queries(full_name: str) -> Sequence[MetricQuery]:
+    return (
         *latency_queries(full_name),
         MetricQuery(CALLS, ("error.type",), "RATE", (f"rpc.method={full_name}",)),
         MetricQuery(CALLS, ("error.type",), "RATE", ("error.type!=",)),
     )
+
+
+def _call_panels(
+    reader: HistoryReader,
+    method: str,
+    median: History,
+    slow: History,
+    calls: History,
+    failed: History,
+) -> list[Panel]:
     seconds = reader.period.step_seconds
     return [
         latency_panel(method, reader.steps, median, slow),
@@ -81,13 +94,17 @@ async def _read_calls(reader: HistoryReader, method: str, full_name: str) -> lis
     ]
 
 
-async def _read_providers(reader: HistoryReader) -> list[Panel]:
-    slow, unknown, not_sent, dead_letters = await reader.read(
-        MetricQuery(_PROVIDER_CALLS, ("provider",), "QUANTILE", quantile="0.99"),
-        MetricQuery(_PROVIDER_CALLS, ("provider",), "RATE", ("outcome=Unknown",)),
-        MetricQuery(_PROVIDER_CALLS, ("provider",), "RATE", ("outcome=NotSent",)),
-        MetricQuery("tallystick.dead_letters.created", ("cause",)),
-    )
+_PROVIDER_QUERIES = (
+    MetricQuery(_PROVIDER_CALLS, ("provider",), "QUANTILE", quantile="0.99"),
+    MetricQuery(_PROVIDER_CALLS, ("provider",), "RATE", ("outcome=Unknown",)),
+    MetricQuery(_PROVIDER_CALLS, ("provider",), "RATE", ("outcome=NotSent",)),
+    MetricQuery("tallystick.dead_letters.created", ("cause",)),
+)
+
+
+def _provider_panels(
+    reader: HistoryReader, slow: History, unknown: History, not_sent: History, dead_letters: History
+) -> list[Panel]:
     seconds = reader.period.step_seconds
     return [
         line_panel(
@@ -118,12 +135,16 @@ async def _read_providers(reader: HistoryReader) -> list[Panel]:
     ]
 
 
-async def _read_processes(reader: HistoryReader) -> list[Panel]:
-    lag, database, processor = await reader.read(
-        MetricQuery("tallystick.outbox.lag", ("service",), "MAX"),
-        MetricQuery("db.client.operation.duration", ("db.namespace",), "QUANTILE", (), "0.99"),
-        MetricQuery("process.cpu.time", ("service.name",), "RATE"),
-    )
+_PROCESS_QUERIES = (
+    MetricQuery("tallystick.outbox.lag", ("service",), "MAX"),
+    MetricQuery("db.client.operation.duration", ("db.namespace",), "QUANTILE", (), "0.99"),
+    MetricQuery("process.cpu.time", ("service.name",), "RATE"),
+)
+
+
+def _process_panels(
+    reader: HistoryReader, lag: History, database: History, processor: History
+) -> list[Panel]:
     return [
         line_panel(
             "lag",

@@ -35,9 +35,8 @@ async def show_overview(visit: Visit) -> Answer:
     """GET /console: the work queues and the alerts now, and the platform's figures over time. For a
     team its own payments; for a caller who may only pay out, the list of payouts.
     """
-    work_now, age_now, in_flight_now = await HistoryReader(visit.calls, NOW, visit.time).read(
-        WORK, WORK_AGE, IN_FLIGHT
-    )
+    reader_now = HistoryReader(visit.calls, NOW, visit.time)
+    ((work_now, age_now, in_flight_now),) = await reader_now.read([WORK, WORK_AGE, IN_FLIGHT])
     if work_now.error and work_now.error.code == code_pb2.PERMISSION_DENIED:
         if not visit.session.may_have(("TEAM",)):
             return Redirect(path_of("payouts"))

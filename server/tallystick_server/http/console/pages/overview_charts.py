@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -59,6 +58,14 @@ class _Payments(NamedTuple):
     slow: History
 
 
+_PAYMENT_QUERIES = (
+    MetricQuery(_CHARGES, ("provider", "outcome")),
+    MetricQuery(_CHARGES, ("payment_method_type", "outcome")),
+    MetricQuery(_CHARGES, ("currency", "outcome")),
+    *latency_queries(_CREATE_PAYMENT),
+)
+
+
 class _Queues(NamedTuple):
     """What waits for a person, and for a process."""
 
@@ -69,15 +76,25 @@ class _Queues(NamedTuple):
     due_age: History
 
 
+_QUEUE_QUERIES = (
+    WORK,
+    WORK_AGE,
+    MetricQuery("tallystick.operations.queued", ("service",)),
+    MetricQuery("tallystick.operations.due", ("service",)),
+    MetricQuery("tallystick.operations.oldest_due.age", ("service",), "MAX"),
+)
+
+
 async def read_charts(
     reader: HistoryReader, owed: Sequence[Mapping[str, str]], chosen: Mapping[str, str]
 ) -> dict[str, Any]:
     """The panels, and the choices of the form above them. `owed`: the clearing accounts of
     providers. `chosen`: the currency and the account that were asked for.
     """
-    payments, queues, (in_flight,) = await asyncio.gather(
-        _read_payments(reader), _read_queues(reader), reader.read(IN_FLIGHT)
+    of_payments, of_queues, (in_flight,) = await reader.read(
+        _PAYMENT_QUERIES, _QUEUE_QUERIES, [IN_FLIGHT]
     )
+    payments, queues = _Payments(*of_payments), _Queues(*of_queues)
     in_flight = in_flight.with_zeros_like(queues.work)
     currencies = _currencies(payments.by_currency, in_flight, owed)
     currency = _choice(chosen.get("currency", ""), currencies)
@@ -99,29 +116,6 @@ async def read_charts(
         ],
         "queue_panels": _queue_panels(queues, reader.steps),
     }
-
-
-async def _read_payments(reader: HistoryReader) -> _Payments:
-    return _Payments(
-        *await reader.read(
-            MetricQuery(_CHARGES, ("provider", "outcome")),
-            MetricQuery(_CHARGES, ("payment_method_type", "outcome")),
-            MetricQuery(_CHARGES, ("currency", "outcome")),
-            *latency_queries(_CREATE_PAYMENT),
-        )
-    )
-
-
-async def _read_queues(reader: HistoryReader) -> _Queues:
-    return _Queues(
-        *await reader.read(
-            WORK,
-            WORK_AGE,
-            MetricQuery("tallystick.operations.queued", ("service",)),
-            MetricQuery("tallystick.operations.due", ("service",)),
-            MetricQuery("tallystick.operations.oldest_due.age", ("service",), "MAX"),
-        )
-    )
 
 
 def _payment_figures(payments: _Payments) -> dict[str, Any]:
@@ -254,13 +248,12 @@ async def _clearing_panel(
     """What statements of a provider should still bring, by age; none without an account."""
     if not account:
         return []
-    (expected,) = await reader.read(
-        MetricQuery(
-            "tallystick.clearing.expected",
-            ("min_age_days",),
-            filters=(f"account={account}", f"currency={currency}"),
-        )
+    query = MetricQuery(
+        "tallystick.clearing.expected",
+        ("min_age_days",),
+        filters=(f"account={account}", f"currency={currency}"),
     )
+    ((expected,),) = await reader.read([query])
     expected = expected.with_zeros_like(reference)
     groups: dict[Group, Sequence[float | None]] = {
         (name,): _sum_of_ages(expected, ages) for name, ages in _AGES

@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from tallystick_server.http.console.calls import CallFailed, PageCalls, Result, gather_results
+from tallystick_server.http.console.calls import CallFailed, PageCalls, Result
+from tallystick_server.http.console.history import TIME_FORMAT, read_metrics
 from tallystick_server.http.console.rendering import format_duration
-
-_TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,17 +100,17 @@ class Figure:
 
 async def read_symptoms(calls: PageCalls, now: datetime) -> list[Figure]:
     """The highest value of each symptom in its window."""
-    results = await gather_results(
-        *(
-            calls.attempt(
-                "monitoring.GetMetricHistory",
-                metric=symptom.metric,
-                start_time=(now - symptom.window).strftime(_TIME),
-                step=f"{symptom.step.total_seconds():.0f}s",
+    results = await read_metrics(
+        calls,
+        [
+            {
+                "metric": symptom.metric,
+                "start_time": f"{now - symptom.window:{TIME_FORMAT}}",
+                "step": f"{symptom.step.total_seconds():.0f}s",
                 **symptom.fields,
-            )
+            }
             for symptom in SYMPTOMS
-        )
+        ],
     )
     return [_to_figure(symptom, result) for symptom, result in zip(SYMPTOMS, results, strict=True)]
 
