@@ -175,7 +175,7 @@ def _start_of_template(table: str) -> str:
 
 
 def _read_ledger(cloner: RowCloner) -> None:
-    """Entries that no file has yet, the balances, and the position in the ledger."""
+    """Entries that no file has yet, the balances and sums, and the position in the ledger."""
     cloner.connection.execute("""
         delete from reconciliation.open_item;
         insert into reconciliation.ledger_item (book, sequence, entry_number, account, currency,
@@ -201,6 +201,22 @@ def _read_ledger(cloner: RowCloner) -> None:
             join reconciliation.statement_file f using (file_number)
             where l.outcome <> 'REPEATED') x
         group by account, currency;
+        delete from reconciliation.expected_sum;
+        insert into reconciliation.expected_sum (account, currency, hour, entry_count, amount)
+        select account, currency, date_bin('1 hour', effective_time, timestamptz 'epoch'), count(*),
+            sum(amount)
+        from reconciliation.open_item group by 1, 2, 3;
+        delete from reconciliation.break_sum;
+        insert into reconciliation.break_sum (account, currency, break_class, break_count, amount)
+        select account, currency, break_class, count(distinct break_id), sum(amount) from (
+            select b.break_id, b.break_class, b.account, l.currency, -l.amount as amount
+            from reconciliation.break b join reconciliation.statement_line l using (break_id)
+            where b.state in ('OPEN', 'AWAITING_APPROVAL') or b.resolution = 'ACCEPT'
+            union all
+            select b.break_id, b.break_class, i.account, i.currency, i.amount
+            from reconciliation.break b join reconciliation.closed_item i using (break_id)
+            where b.state in ('OPEN', 'AWAITING_APPROVAL') or b.resolution = 'ACCEPT') p
+        group by 1, 2, 3;
         update reconciliation.ledger_position p set sequence = h.sequence
         from ledger.head h where h.book = p.book
     """)

@@ -26,20 +26,54 @@ _CLOSED_ENTRY = """
     insert into reconciliation.closed_item values ('main', 2, 1, 'psp/p/clearing', 'EUR', 7,
         'PAY_IN', 'o-2', 'ch-2', '2026-01-03Z', 'CHARGE', 3, 4, null, false)
 """
+_BREAKS = """
+    insert into reconciliation.break_change (break_id, version, action, caller, reason, assignee,
+        traceparent, create_time)
+    select 'b-' || number, 1, 'FOUND', 'me', '', '', '', '2026-01-05Z'
+    from generate_series(1, 4) number;
+    insert into reconciliation.break (break_id, kind, rule_version, break_class, account, currency,
+        difference, detail, statement_file_id, state, assignee, resolution, proposed_by, version,
+        create_time, update_time)
+    select 'b-' || number, 'AMOUNT_DIFFERS', 1, 'FINANCE', 'psp/p/clearing', 'EUR', 0, '', '',
+        state, '', resolution, '', 1, '2026-01-05Z', '2026-01-05Z'
+    from (values (1, 'OPEN', null), (2, 'RESOLVED', 'ACCEPT'), (3, 'RESOLVED', 'ADJUST'),
+        (4, 'OPEN', null)) b (number, state, resolution);
+    insert into reconciliation.closed_item (book, sequence, entry_number, account, currency, amount,
+        kind, source_id, external_reference, effective_time, line_type, break_id, is_own)
+    select 'main', 10 + number, 1, 'psp/p/clearing', 'EUR', amount, 'PAY_IN', '', '',
+        '2026-01-04Z', 'CHARGE', 'b-' || number, false
+    from (values (1, 100), (2, 20), (3, 3)) i (number, amount);
+    insert into reconciliation.statement_line (file_number, number, statement_number, line_number,
+        line_type, code, amount, currency, fee, reference, charge_reference, client_reference,
+        settlement_reference, original_currency, text, identity, occurrence, outcome, match_rule,
+        break_id)
+    select 1, number, 1, number, 'CHARGE', '', 40, 'EUR', 0, '', '', '', '', '', '',
+        gen_random_uuid(), 1, 'BREAK', '', 'b-1'
+    from generate_series(1, 2) number
+"""
+_SUMS = """
+    select (account, currency, hour, entry_count, amount)::text from expected_sum
+    union all select (account, currency, break_class, sum(break_count), sum(amount))::text
+    from break_sum group by account, currency, break_class order by 1
+"""
 _WAITING_TABLES = """
     select relation::regclass::text from pg_locks where not granted and locktype = 'relation'
         and database = (select oid from pg_database where datname = current_database())
 """
 
 
-@pytest.fixture
+@pytest.fixture(params=["0002_ledger_item.py"])
 def databases(
-    admin_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    admin_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[DatabaseUrls]:
-    """A database with the first schema of ReconciliationService, to migrate further."""
+    """A database with the schema of ReconciliationService before a migration, to migrate further.
+    The parameter is its file; the default is the second.
+    """
     folder = tmp_path / "migrations"
     shutil.copytree(schema._MIGRATIONS, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "reconciliation" / "0002_ledger_item.py").unlink()
+    for file in (folder / "reconciliation").glob("[0-9]*.py"):
+        if file.name >= request.param:
+            file.unlink()
     with fresh_database(admin_url, tmp_path, migrated=False) as found:
         with monkeypatch.context() as patch:
             patch.setattr(
@@ -97,3 +131,46 @@ def test_an_entry_that_an_old_process_stores_meanwhile_is_carried_over(
             assert eventually(lambda: query(_WAITING_TABLES) == ["open_item"])
         migration.result()
     assert query("select source_id from ledger_item") == ["o-1"]
+
+
+def test_the_sums_of_entries_and_breaks_are_filled(
+    databases: DatabaseUrls, query: Callable[[str], list[Any]]
+) -> None:
+    """Those of open entries by hour, and of the breaks that are open or accepted, each once however
+    many lines and entries it has. A break without any has no sum.
+    """
+    with psycopg.connect(databases.admin) as connection:
+        connection.execute("set session_replication_role = replica")  # without events
+        connection.execute(_ENTRY)
+        connection.execute(_ENTRY.replace("1, 1,", "5, 1,").replace("02Z", "02 00:59:59.999999Z"))
+        connection.execute(_ENTRY.replace("1, 1,", "6, 1,").replace("02Z", "02 01:00Z"))
+        connection.execute(_BREAKS)
+    migrate(databases.admin, databases.passwords)
+    assert query(_SUMS) == [
+        '(psp/p/clearing,EUR,"2026-01-02 00:00:00+00",2,1000)',
+        '(psp/p/clearing,EUR,"2026-01-02 01:00:00+00",1,500)',
+        "(psp/p/clearing,EUR,FINANCE,2,40)",
+    ]
+
+
+@pytest.mark.parametrize("databases", ["0003_clearing_sums.py"], indirect=True)
+def test_an_entry_that_an_old_process_stores_meanwhile_is_summed(
+    databases: DatabaseUrls, query: Callable[[str], list[Any]]
+) -> None:
+    """An old process that still runs moves entries while the migration waits for it, and after."""
+    entry = """
+        insert into reconciliation.open_item values ('main', {}, 1, 'psp/p/clearing', 'EUR', 500,
+            'ch-1', '2026-01-02Z', 'CHARGE')
+    """
+    with ThreadPoolExecutor(1) as pool:
+        with psycopg.connect(databases.admin) as connection:
+            connection.execute(entry.format(1))
+            migration = pool.submit(migrate, databases.admin, databases.passwords)
+            assert eventually(lambda: query(_WAITING_TABLES) == ["open_item"])
+        migration.result()
+    with psycopg.connect(databases.admin) as connection:
+        connection.execute(entry.format(2))
+    assert query(_SUMS) == ['(psp/p/clearing,EUR,"2026-01-02 00:00:00+00",2,1000)']
+    with psycopg.connect(databases.admin) as connection:
+        connection.execute("delete from reconciliation.open_item")
+    assert query(_SUMS) == []

@@ -967,6 +967,17 @@ CORRUPTIONS = [
             ),
             (
                 "R1",
+                "update {0}expected_sum set amount = amount + 1",
+                "reconciliation.expected_sum psp/sandbox/clearing EUR ",
+            ),
+            (
+                "R1",
+                "update {0}break_sum set break_count = break_count + 1 "
+                "where account = 'psp/sandbox/clearing' and break_class = 'INVESTIGATION'",
+                "reconciliation.break_sum psp/sandbox/clearing EUR INVESTIGATION: has ",
+            ),
+            (
+                "R1",
                 "update {0}break set state = 'RESOLVED', resolution = 'ADJUST' "
                 "where break_id = 'f1-3'",
                 "reconciliation.clearing_balance psp/sandbox/clearing EUR: differs from the "

@@ -41,6 +41,7 @@ from benchmarks.seed.templates import payment_request
 from tallystick import AsyncClient, Client
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
+from tallystick.reconciliation.v1 import reconciliation_service_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.payment.state import ALERT_AFTER_SECONDS
 from tallystick_core.payout.state import ALERT_AFTER_SECONDS as PAYOUT_ALERT_AFTER
@@ -144,8 +145,11 @@ def excessive_reads(plans: QueryPlans, max_rows: int) -> list[str]:
     return problems
 
 
-SMALL_TABLES = ("head", "horizon", "relayed", "leader_lease", "rejected_aggregate")
-"""Tables of a few rows."""
+SMALL_TABLES = (
+    *("head", "horizon", "relayed", "leader_lease", "rejected_aggregate"),
+    *("expected_sum", "break_sum"),
+)
+"""Tables of a few rows, or of sums that are read whole."""
 
 
 def test_verify_passes_on_seeded_data(seeded_database: DatabaseUrls) -> None:
@@ -325,6 +329,18 @@ def test_a_search_without_an_index_examines_a_bounded_number(
     to continue.
     """
     assert excessive_reads(plans_of_call(large_platform, BOUNDED_LIST_CALLS[name]), 10_000) == []
+
+
+def test_the_clearing_report_reads_sums(large_platform: LargePlatform) -> None:
+    """Of hours and of breaks, and the entries of a few hours only: there are thousands of both."""
+    plans = plans_of_call(
+        large_platform,
+        lambda client: client.reconciliation.GetClearingReport(
+            reconciliation_service_pb2.GetClearingReportRequest()
+        ),
+    )
+    assert any("expected_sum" in statement for _, statement, _ in plans.statements)
+    assert [node for _, node in plans.nodes() if rows_read(node) > 3_000] == []
 
 
 @pytest.mark.parametrize("name", MONITOR_QUERIES)

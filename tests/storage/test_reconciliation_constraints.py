@@ -253,6 +253,16 @@ CASES = [
     ),
     ("R1 the position that is deleted", "delete from ledger_position", "42501"),
     ("R1 a balance that is deleted", "delete from clearing_balance", "42501"),
+    *[
+        (f"R1 a sum of the report that a service changes: {sql}", sql, "42501")
+        for sql in (
+            "update expected_sum set amount = 0",
+            "delete from expected_sum",
+            "update break_sum set amount = 0",
+            "delete from break_sum",
+            "select add_to_break_sum('a', 'EUR', 'FINANCE', 1, 1)",
+        )
+    ],
     # breaks
     (
         "P4 a break that skips a version",
@@ -403,6 +413,25 @@ def test_triggers_reject_changes_without_privileges(
     """R3: with the privilege off (as administrator) the trigger still rejects the change."""
     statement_ = sql.format(f"reconciliation.{table}", column, column)
     assert execute_as(filled_database, "reconciliation", statement_, role="owner") == "P0001"
+
+
+@pytest.mark.parametrize(
+    "insert",
+    [
+        "expected_sum values ('a', 'EUR', '2026-01-02 01:02Z', 1, 1)",  # not an hour
+        "expected_sum values ('a', 'EUR', '2026-01-02 01:00Z', -1, 1)",
+        "expected_sum values ('a', 'EUR', '2026-01-02 01:00Z', 0, 1)",  # without entries
+        "break_sum values ('a', 'EUR', 'FINANCE', default, 0, 0)",
+    ],
+)
+def test_a_sum_of_the_clearing_report_must_be_possible(
+    filled_database: DatabaseUrls, insert: str
+) -> None:
+    """R1: it has a whole hour, and no amount without entries; a sum of zero has no row. Only
+    triggers write them.
+    """
+    insert = f"insert into {insert}"
+    assert execute_as(filled_database, "reconciliation", insert, role="owner") == "23514"
 
 
 @pytest.mark.parametrize(

@@ -245,7 +245,7 @@ CLEARING_EXPECTED = Metric(
     MetricKind.GAUGE,
     "{minor_unit}",
     "Sum of the ledger's entries on a clearing account that no statement has yet, in minor units "
-    "of the currency, by their age: `min_age_days` or older. Up to 10,000 entries are added.",
+    "of the currency, by their age: `min_age_days` or older.",
     ("service", "account", "currency", "min_age_days"),
 )
 DB_OPERATION_DURATION = Metric(

@@ -288,8 +288,7 @@ class ReconciliationHandlers(AlertHandlers):
     ) -> pb.GetClearingReportResponse:
         account = parse_text(request.account, "account", 255)
         await self._reader.catch_up()
-
-        report = await self._database.load(
+        report = await self._database.read(
             lambda connection: postings.clearing_report(connection, account, BOOK)
         )
         return pb.GetClearingReportResponse(

@@ -43,12 +43,18 @@ def check_ledger_items(read: QueryRunner) -> Check:
 
 def check_clearing(read: QueryRunner) -> Check:
     """What lines match is as much as they have, and the balance of each clearing account is that of
-    the statements and of what explains the difference. The database does the work.
+    the statements and of what explains the difference. The sums of this are kept right. The
+    database does the work.
     """
     check = Check(
         "each clearing balance is explained", "R1", sum_counts(read("reconciliation.balance_count"))
     )
-    for name in ("inconsistent_matches", "inconsistent_balances", "unexplained"):
+    for name in (
+        "inconsistent_matches",
+        "inconsistent_balances",
+        "inconsistent_sums",
+        "unexplained",
+    ):
         check.fail_each(read(f"reconciliation.{name}"))
     return check
 

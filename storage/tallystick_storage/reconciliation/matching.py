@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from tallystick_storage.reconciliation.ledger_items import CLOSED_COLUMNS
 from tallystick_storage.reconciliation.lines_without_entry import move_lines_without_entry
 from tallystick_storage.reconciliation.named_entries import (
+    AT_BANK,
     IN_ACCOUNTS,
     IS_PAYOUT,
     our_id,
@@ -254,10 +255,17 @@ _NEAR_LINES = f"""
 _ONE_ITEM = f"""
     select i.book || ' ' || lpad(cast(i.sequence as text), 20, '0') || ' ' || i.entry_number as key,
         {_ITEM_TYPE} as line_type, i.currency, i.amount, {_ITEM_DAY} as day,
-        array[i.ctid] as tids
-    from open_item i where {_NEAR_LINES} and exists (
-        select from line_day l where l.currency = i.currency and l.gross = i.amount)
+        array[i.tid] as tids
+    from {{items}} i where {_NEAR_LINES}
 """
+_WITH_AN_AMOUNT = """
+    (select i.*, i.ctid as tid from open_item i where exists (
+        select from line_day l where l.currency = i.currency and l.gross = i.amount))"""
+# One lookup for each amount of the lines. Only the entries that a bank can have are in the index.
+_WITH_AN_AMOUNT_AT_BANK = f"""
+    (select i.* from (select distinct currency, gross from line_day) l cross join lateral (
+        select i.*, i.ctid as tid from open_item i
+        where i.amount = l.gross and i.currency = l.currency and {AT_BANK} offset 0) i)"""
 _ITEMS_OF_A_DAY = f"""
     select i.account || ' ' || {_ITEM_DAY} as key, {_ITEM_TYPE} as line_type, i.currency,
         sum(i.amount) as amount, {_ITEM_DAY} as day, array_agg(i.ctid) as tids
@@ -280,9 +288,14 @@ _KEY_PASSES = tuple(
         _by_key(rule, line_key, _REST, item_key),
     )
 )
+_DAY_PASS = _by_rank("DAY", _ITEMS_OF_A_DAY)
 _RANK_PASSES = (
-    _by_rank("AMOUNT_AND_DATE", _ONE_ITEM),
-    _by_rank("DAY", _ITEMS_OF_A_DAY),
+    _by_rank("AMOUNT_AND_DATE", _ONE_ITEM.format(items=_WITH_AN_AMOUNT)),
+    _DAY_PASS,
+)
+_RANK_PASSES_OF_BANKS = (
+    _by_rank("AMOUNT_AND_DATE", _ONE_ITEM.format(items=_WITH_AN_AMOUNT_AT_BANK)),
+    _DAY_PASS,
 )
 _DELETE_MATCHED = text(f"""
     delete from staged_line s where {_STAGED}
@@ -358,7 +371,7 @@ def _match_rest(
             if rest.line_count:
                 parameters |= {"rest": rest.tids, "max_occurrence": max_occurrence}
                 rest = key_pass.one(connection, **parameters)
-    for rank_pass in _RANK_PASSES:
+    for rank_pass in _RANK_PASSES_OF_BANKS if parameters["is_bank"] else _RANK_PASSES:
         for of_payouts in (False, True) if parameters["is_bank"] else (False,):
             accounts = [] if of_payouts else parameters["accounts"]
             parameters |= {"of_payouts": of_payouts, "ranked_accounts": accounts}

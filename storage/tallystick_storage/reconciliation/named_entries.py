@@ -10,6 +10,9 @@ IN_ACCOUNTS = f"(i.account = any (cast(:accounts as text[])) or :is_bank and {IS
 what pays payouts.
 """
 
+AT_BANK = "(i.account like 'banks/%' or i.account like 'payouts/%')"
+"""The entries of which `open_item_by_amount` is the index: those that the lines of banks match."""
+
 
 def same_entry(left: str, right: str) -> str:
     """Whether two rows are of the same ledger entry."""

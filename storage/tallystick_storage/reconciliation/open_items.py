@@ -13,7 +13,12 @@ from tallystick_storage.reconciliation.ledger_items import (
     ItemKey,
     ItemRow,
 )
-from tallystick_storage.reconciliation.named_entries import IN_ACCOUNTS, IS_OPEN, same_entry
+from tallystick_storage.reconciliation.named_entries import (
+    AT_BANK,
+    IN_ACCOUNTS,
+    IS_OPEN,
+    same_entry,
+)
 from tallystick_storage.reconciliation.statement_files import FileRow
 from tallystick_storage.sql import Connection, Query, columns, text
 
@@ -149,7 +154,6 @@ _STORE_MATCHED_ITEMS = text(f"""
 """)
 # Each break of the kind has one line. Lookups by index, whatever statistics the planner has, and no
 # more of them than there are such breaks.
-_AT_BANK = "(i.account like 'banks/%' or i.account like 'payouts/%')"
 # not by the index on accounts, which would read all payouts
 _CAN_MATCH = (
     "(i.account || '' in (n.account, 'banks/transit') or i.account || '' like 'payouts/%/clearing')"
@@ -188,7 +192,7 @@ _LIST_ARRIVED = Query(
             select min(i.book) as book, min(i.sequence) as sequence,
                 min(i.entry_number) as entry_number, min(i.day) as day, count(*) as count from (
                 select i.book, i.sequence, i.entry_number, {_DAY} as day from open_item i
-                where i.amount = n.gross and i.currency = n.currency and {_AT_BANK}
+                where i.amount = n.gross and i.currency = n.currency and {AT_BANK}
                     and {_CAN_MATCH} and abs({_DAY} - n.day) <= :days
                     and not (i.account like 'payouts/%' and n.source_id <> '')
                     and not (i.account like 'payouts/%' and exists (

@@ -170,45 +170,52 @@ _SUMS = Query(
     group by kind, currency order by kind, currency
     """,
 )
-_MAX_EXPECTED_ADDED = 10_000
-# The longest of these times that have passed. Times are compared, because to compute the age of
-# each entry costs more.
-_AGE_DAYS = """(array[30, 10, 5, 3, 2, 1, 0])[1 + width_bucket(i.effective_time, (
-            select array_agg(clock() - d * interval '1 day' + interval '1 us' order by d desc)
-            from unnest(array[1, 2, 3, 5, 10, 30]) d))]"""
-_EXPLAINS = "(b.state in ('OPEN', 'AWAITING_APPROVAL') or b.resolution = 'ACCEPT')"
+_AGES = "unnest(array[1, 2, 3, 5, 10, 30])"  # in days
+# The sums of hours, and the single entries of the hours in which an age ends. A time of `times` is
+# the first that is younger than an age.
+_EXPECTED_PARTS = f"""
+    age as materialized (
+        select array_agg(time + interval '1 us' order by time) as times,
+            array_agg(date_bin('1 hour', time, timestamptz 'epoch')) as hours
+        from (select clock() - days * interval '1 day' as time from {_AGES} days) t),
+    expected_part as (
+        select s.account, s.currency, s.hour as time, s.entry_count, s.amount
+        from expected_sum s, age where s.hour <> all (age.hours)
+        union all
+        select s.account, s.currency, i.effective_time, 1, i.amount
+        from expected_sum s, age cross join lateral (
+            select i.effective_time, i.amount from open_item i
+            where i.account = s.account and i.currency = s.currency
+                and i.effective_time >= s.hour and i.effective_time < s.hour + interval '1 hour'
+            offset 0) i
+        where s.hour = any (age.hours))"""
+# the longest of the ages that an entry has reached
+_AGE_DAYS = "(array[30, 10, 5, 3, 2, 1, 0])[1 + width_bucket(p.time, (select times from age))]"
 # One statement, so that all parts are of the same moment.
 _REPORT = Query(
     _ReportRow,
     f"""
-    with waiting as materialized (
+    with {_EXPECTED_PARTS},
+    waiting as materialized (
         select e.account, p.currency, -sum(e.amount) as amount
         from ledger_posting p
         cross join lateral jsonb_to_recordset(p.entries)
             as e (account text collate "C", amount bigint)
         where not p.is_posted and not (p.kind = 'SETTLEMENT' and e.account = 'banks/transit')
         group by e.account, p.currency),
-    break_part as (
-        select b.break_id, b.break_class, b.account, l.currency, -l.amount as amount
-        from break b join statement_line l on l.break_id = b.break_id where {_EXPLAINS}
-        union all
-        select b.break_id, b.break_class, i.account, i.currency, i.amount
-        from break b join closed_item i on i.break_id = b.break_id where {_EXPLAINS}),
-    break_sum as (
-        select break_class, account, currency, sum(amount) as amount
-        from break_part group by break_id, break_class, account, currency),
     report as (
         select 'BALANCE' as part, b.account, b.currency, 0 as min_age_days, '' as break_class,
             0 as count, coalesce(w.amount, 0) as amount, b.ledger_balance, b.statement_balance
         from clearing_balance b
         left join waiting w on w.account = b.account and w.currency = b.currency
         union all
-        select 'EXPECTED', i.account, i.currency, {_AGE_DAYS}, '', count(*), sum(i.amount), 0, 0
-        from open_item i where :account = '' or i.account = :account
-        group by 2, 3, 4
+        select 'EXPECTED', p.account, p.currency, {_AGE_DAYS}, '',
+            cast(sum(p.entry_count) as bigint), sum(p.amount), 0, 0
+        from expected_part p where :account = '' or p.account = :account group by 2, 3, 4
         union all
-        select 'BREAK', account, currency, 0, break_class, count(*), sum(amount), 0, 0
-        from break_sum group by account, currency, break_class
+        select 'BREAK', account, currency, 0, break_class, cast(sum(break_count) as bigint),
+            sum(amount), 0, 0
+        from break_sum group by account, currency, break_class having sum(break_count) > 0
         union all
         select 'POSITION', '', book, 0, '', sequence, 0, 0, 0 from ledger_position)
     select * from report where :account = '' or account = :account or part = 'POSITION'
@@ -216,12 +223,8 @@ _REPORT = Query(
     """,
 )
 _EXPECTED_BY_AGE = f"""
-    select i.account, i.currency, cast({_AGE_DAYS} as text), sum(i.amount)
-    from (select i.account, i.currency, i.effective_time, i.amount
-        from clearing_balance b cross join lateral (
-            select * from open_item i where i.account = b.account and i.currency = b.currency
-            order by i.effective_time limit {_MAX_EXPECTED_ADDED}) i
-        limit {_MAX_EXPECTED_ADDED}) i
+    with {_EXPECTED_PARTS}
+    select p.account, p.currency, cast({_AGE_DAYS} as text), sum(p.amount) from expected_part p
     group by 1, 2, 3
 """
 _OVERDUE_BREAKS = """

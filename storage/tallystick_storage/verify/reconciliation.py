@@ -13,6 +13,15 @@ _SUMS_OF_BREAKS = """
         union all
         select break_id, currency, -amount from closed_item where break_id is not null) x
     group by break_id, currency"""
+# of the breaks that explain a balance
+_PARTS_OF_BREAKS = """
+    with explaining as (
+        select * from break where state in ('OPEN', 'AWAITING_APPROVAL') or resolution = 'ACCEPT')
+    select b.break_id, b.break_class, b.account, l.currency, -l.amount as amount
+    from explaining b join statement_line l on l.break_id = b.break_id
+    union all
+    select b.break_id, b.break_class, i.account, i.currency, i.amount
+    from explaining b join closed_item i on i.break_id = b.break_id"""
 INCONSISTENCY_QUERIES = {
     "reconciliation.inconsistent_statements": """
         select 'reconciliation.statement_line of reconciliation.statement ' || s.file_number || ' '
@@ -220,8 +229,39 @@ QUERIES = {
         where (coalesce(b.ledger_balance, 0), coalesce(b.statement_balance, 0))
             <> (coalesce(i.amount, 0), coalesce(l.amount, 0) + coalesce(s.amount, 0))
         order by 1""",
+    # the sums that the clearing report reads
+    "reconciliation.inconsistent_sums": f"""
+        with expected as (
+            select account, currency, date_bin('1 hour', effective_time, timestamptz 'epoch')
+                    as hour, count(*) as entry_count, sum(amount) as amount
+            from open_item group by 1, 2, 3),
+        explained as (
+            select account, currency, break_class, count(distinct break_id) as break_count,
+                sum(amount) as amount
+            from ({_PARTS_OF_BREAKS}) p group by 1, 2, 3),
+        stored as (
+            select account, currency, break_class, sum(break_count) as break_count,
+                sum(amount) as amount
+            from break_sum group by 1, 2, 3)
+        select 'reconciliation.expected_sum ' || account || ' ' || currency || ' '
+                || to_char(hour at time zone 'UTC', 'YYYY-MM-DD HH24:MI') as name,
+            'has ' || coalesce(s.entry_count, 0) || ' entries of ' || coalesce(s.amount, 0)
+                || ', but open_item has ' || coalesce(e.entry_count, 0) || ' of '
+                || coalesce(e.amount, 0) as what
+        from expected_sum s full join expected e using (account, currency, hour)
+        where (coalesce(s.entry_count, 0), coalesce(s.amount, 0))
+            <> (coalesce(e.entry_count, 0), coalesce(e.amount, 0))
+        union all
+        select 'reconciliation.break_sum ' || account || ' ' || currency || ' ' || break_class,
+            'has ' || coalesce(s.break_count, 0) || ' breaks of ' || coalesce(s.amount, 0)
+                || ', but they are ' || coalesce(e.break_count, 0) || ' of '
+                || coalesce(e.amount, 0)
+        from stored s full join explained e using (account, currency, break_class)
+        where (coalesce(s.break_count, 0), coalesce(s.amount, 0))
+            <> (coalesce(e.break_count, 0), coalesce(e.amount, 0))
+        order by 1""",
     # R1: what the clearing report cannot explain
-    "reconciliation.unexplained": """
+    "reconciliation.unexplained": f"""
         with part as (
             select account, currency, ledger_balance - statement_balance as amount
             from clearing_balance
@@ -230,14 +270,7 @@ QUERIES = {
             cross join lateral jsonb_to_recordset(p.entries) as e (account text, amount bigint)
             where not p.is_posted and not (p.kind = 'SETTLEMENT' and e.account = 'banks/transit')
             union all select account, currency, -amount from open_item
-            union all
-            select b.account, l.currency, l.amount from break b
-            join statement_line l on l.break_id = b.break_id
-            where b.state in ('OPEN', 'AWAITING_APPROVAL') or b.resolution = 'ACCEPT'
-            union all
-            select i.account, i.currency, -i.amount from break b
-            join closed_item i on i.break_id = b.break_id
-            where b.state in ('OPEN', 'AWAITING_APPROVAL') or b.resolution = 'ACCEPT')
+            union all select account, currency, -amount from ({_PARTS_OF_BREAKS}) p)
         select 'reconciliation.clearing_balance ' || account || ' ' || currency as name,
             'differs from the statements by ' || sum(amount) || ', which nothing explains' as what
         from part where account ~ '^(psp/[^/]+/clearing|payouts/[^/]+/clearing|banks/[^/]+)$'

@@ -210,6 +210,30 @@ def test_all_at_once_stays_explained(
     require_stored_once(client, platform)
 
 
+def test_a_comparison_holds_up_no_decision(
+    platform: ServedPlatform, client: Client, provider: Provider
+) -> None:
+    """A comparison of minutes has changed all sums of the clearing report. Breaks are decided
+    meanwhile, and no sum is lost.
+    """
+    provider.pay_in_all(10_00, ["ch-1", "ch-2"])
+    reconcile(client, provider.account, [charge(12_00, "ch-1"), charge(13_00, "ch-2")])
+    first, second = breaks_of(client, account=provider.account)
+    operator = Operator(client)
+    with psycopg.connect(platform.databases.admin) as comparison:
+        comparison.execute("update reconciliation.break_sum set amount = amount")
+        operator.resolve(first.break_id, "WRITE_OFF")
+        operator.reopen(first.break_id)
+        operator.resolve(second.break_id, "ADJUST")
+    assert query(
+        platform,
+        f"select count(*) from reconciliation.break_sum where account = '{provider.account}'",
+    ) == (2,)
+    operator.resolve(first.break_id, "WRITE_OFF")
+    posted_clearing(client, provider.account)
+    require_stored_once(client, platform)
+
+
 def require_stored_once(client: Client, platform: ServedPlatform) -> None:
     """All invariants hold; an entry is open or closed, and no posting is in the ledger twice."""
     require_verified(client, platform.databases)
