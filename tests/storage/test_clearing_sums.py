@@ -29,7 +29,7 @@ _INSERT = """
 
 @pytest.fixture
 def databases(admin_url: str, tmp_path: Path) -> Iterator[DatabaseUrls]:
-    """A database whose clock stands still."""
+    """A database whose clock does not move."""
     with fresh_database(admin_url, tmp_path) as found:
         with psycopg.connect(found.admin) as admin:
             admin.execute(
