@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from functools import partial
 
 import pytest
 
@@ -11,12 +13,16 @@ from tallystick_core.provider.outcome import (
     FailureReason,
     LookedUp,
     NotFound,
+    PayoutOutcome,
     ProviderOutcome,
     Succeeded,
     Unknown,
     Verified,
 )
+from tallystick_core.provider.payout_provider import PayoutRequest
+from tallystick_server.payout.batching_provider import BatchingPayoutProvider
 from tallystick_server.providers.request_ids import collect_request_ids, note_request_id
+from tests.fakes.payout_provider import ScriptedPayoutProvider
 from tests.providers.contract_calls import through_gateway
 
 
@@ -100,3 +106,43 @@ def test_a_call_that_is_not_answered_in_time_names_the_request_that_was_answered
     outcome = asyncio.run(through_gateway("o-1", "key-1", hang, timeout_seconds=0.01))
     assert isinstance(outcome, Unknown)
     assert outcome.request_id == "req_1"
+
+
+class _IncompleteBatches(ScriptedPayoutProvider):
+    """Answers one request of each submission. Then it hangs, or returns too few results."""
+
+    def __init__(self, *, hangs: bool) -> None:
+        super().__init__()
+        self._hangs = hangs
+
+    async def submit(self, requests: Sequence[PayoutRequest]) -> Sequence[PayoutOutcome]:
+        note_request_id("req_1", 500)
+        await asyncio.sleep(60 if self._hangs else 0)
+        return await super().submit(requests[1:])
+
+
+@pytest.mark.parametrize(
+    ("call_seconds", "batch_seconds", "hangs"),
+    [(0.05, 30.0, True), (30.0, 0.05, True), (0.05, 0.05, True), (30.0, 30.0, False)],
+    ids=["call timed out", "batch timed out", "both", "too few results"],
+)
+def test_each_payout_of_a_batch_without_results_names_the_request_that_was_answered(
+    call_seconds: float, batch_seconds: float, hangs: bool
+) -> None:
+    """As for a call of its own, whichever ends first: the call that waits, or the batch."""
+
+    async def submit() -> list[ProviderOutcome]:
+        provider = BatchingPayoutProvider(_IncompleteBatches(hangs=hangs), batch_seconds)
+        provider.start()
+        requests = [PayoutRequest(f"key-{n}", f"p-{n}", 1, "EUR", "ba") for n in range(2)]
+        calls = [
+            through_gateway(item.payout_id, item.key, partial(provider.send, item), call_seconds)
+            for item in requests
+        ]
+        outcomes = await asyncio.gather(*calls)
+        await provider.stop()
+        return outcomes
+
+    outcomes = asyncio.run(submit())
+    assert [type(outcome) for outcome in outcomes] == [Unknown, Unknown]
+    assert [getattr(outcome, "request_id", "") for outcome in outcomes] == ["req_1", "req_1"]

@@ -4,7 +4,7 @@ call that it belongs to.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -45,30 +45,42 @@ class NotedRequestIds:
                 return cast(O, replace(outcome, request_id=request_id))
 
 
-_noted: ContextVar[NotedRequestIds | None] = ContextVar("noted_request_ids", default=None)
+_noted: ContextVar[Sequence[NotedRequestIds]] = ContextVar("noted_request_ids", default=())
 
 
 @contextmanager
 def collect_request_ids() -> Iterator[NotedRequestIds]:
     """Collects the ids of all answers in the block."""
     noted = NotedRequestIds()
+    with collect_request_ids_for([noted]):
+        yield noted
+
+
+@contextmanager
+def collect_request_ids_for(noted: Sequence[NotedRequestIds]) -> Iterator[None]:
+    """Collects the ids of all answers in the block for several calls, which it makes together."""
     token = _noted.set(noted)
     try:
-        yield noted
+        yield
     finally:
         _noted.reset(token)
+
+
+def current_request_ids() -> Sequence[NotedRequestIds]:
+    """What collects the ids of the current call, for another task that makes it."""
+    return _noted.get()
 
 
 def note_request_id(request_id: str, status: int) -> None:
     """Notes the id of an answer with an HTTP status. One that cannot be stored is ignored: what
     the answer says about money counts.
     """
-    noted = _noted.get()
-    if noted is None or not _is_storable(request_id):
+    if not _is_storable(request_id):
         return
-    noted.last = request_id
-    if status >= 400:
-        noted.last_error = request_id
+    for noted in _noted.get():
+        noted.last = request_id
+        if status >= 400:
+            noted.last_error = request_id
 
 
 def _is_storable(request_id: str) -> bool:
