@@ -264,7 +264,7 @@ MUTANTS = (
         (
             "failed_step.retry_reason not in (\n"
             "        RetryReason.NOT_SENT,\n"
-            "        RetryReason.CIRCUIT_OPEN,\n"
+            "        *NOT_CALLED_REASONS,\n"
             "    )"
         ),
         "failed_step.retry_reason is not RetryReason.NOT_SENT",

@@ -27,6 +27,7 @@ RETRY_SENTENCES: Mapping[RetryReason, str] = {
     RetryReason.UNAUTHORIZED: "The provider rejects the platform's credentials.",
     RetryReason.CIRCUIT_OPEN: "No calls are sent to the provider: it fails too often, all its "
     "concurrent calls are in use, or it is not configured.",
+    RetryReason.CHANGED_BEFORE_CALL: "It expired or changed meanwhile, so it was not sent.",
     RetryReason.REJECTED: "The provider rejected the request as malformed, its answer cannot be "
     "stored, or the risk check was not passed.",
     RetryReason.PENDING: "The provider reports the outcome later.",

@@ -74,6 +74,10 @@ class RetryReason(StrEnum):
     """The circuit breaker of the provider is open, or all its concurrent calls are in use. This
     does not count as a try.
     """
+    CHANGED_BEFORE_CALL = "CHANGED_BEFORE_CALL"
+    """The operation expired or changed, for example was cancelled, before it was sent. What to do
+    now is decided at once. This does not count as a try.
+    """
     REJECTED = "REJECTED"
     """The provider rejects the request as malformed, its answer cannot be stored, or the order has
     not passed the risk check: an error of the platform.
@@ -112,6 +116,10 @@ class RetryReason(StrEnum):
     """Wallet, ledger or the service's own database fail on this item alone."""
     BOOKING_REJECTED = "BOOKING_REJECTED"
     """Wallet or ledger rejected the booking, which is an error of the platform."""
+
+
+NOT_CALLED_REASONS = frozenset({RetryReason.CIRCUIT_OPEN, RetryReason.CHANGED_BEFORE_CALL})
+"""Reasons why the provider was not called. They are no tries, and have no retry policy."""
 
 
 @dataclass(frozen=True, slots=True)

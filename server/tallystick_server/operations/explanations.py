@@ -27,7 +27,7 @@ from tallystick_core.operations.explanation import (
 )
 from tallystick_core.operations.next_action import NextAction
 from tallystick_core.operations.webhook_event import WebhookEventState
-from tallystick_core.provider.outcome import RetryReason
+from tallystick_core.provider.outcome import NOT_CALLED_REASONS, RetryReason
 from tallystick_core.validation import parse_lookup_id
 from tallystick_server.operations.retry_policy import RetryPolicies
 from tallystick_server.rpc.enums import EnumNames
@@ -158,7 +158,7 @@ def operation_facts(
     retry_reason = RetryReason(row.retry_reason) if row.retry_reason else None
     policy = (
         None
-        if retry_reason is None or retry_reason is RetryReason.CIRCUIT_OPEN  # it uses no tries
+        if retry_reason is None or retry_reason in NOT_CALLED_REASONS
         else retry_policies.policy_for(row.provider, retry_reason)
     )
     return OperationFacts(

@@ -180,7 +180,7 @@ def classify_not_called(operation: Op, not_called: NotCalled, action: NextAction
     retry_after = not_called.retry_after + jitter(not_called.retry_after, operation.operation_id)
     return FailedStep(
         operation,
-        RetryReason.CIRCUIT_OPEN,
+        not_called.retry_reason,
         not_called.detail,
         action,
         retry_after,

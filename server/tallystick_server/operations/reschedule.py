@@ -11,7 +11,7 @@ from typing import Any
 from tallystick_core.operations.dead_letter import DeadLetterCause
 from tallystick_core.operations.kind import KindName
 from tallystick_core.operations.next_action import ExhaustedAction, NextAction, when_exhausted
-from tallystick_core.provider.outcome import RetryReason
+from tallystick_core.provider.outcome import NOT_CALLED_REASONS, RetryReason
 from tallystick_server.observability import metrics
 from tallystick_server.operations.batcher import bisect_on_error
 from tallystick_server.operations.dead_letters import emit_changed, key_of
@@ -144,7 +144,7 @@ class Rescheduler:
         operation = failed_step.operation
         if failed_step.failure_reason is not None:
             return ExhaustedAction.FAIL
-        if failed_step.retry_reason is RetryReason.CIRCUIT_OPEN:
+        if failed_step.retry_reason in NOT_CALLED_REASONS:
             return self._build_reschedule(
                 failed_step,
                 _cap_delay(failed_step.retry_after, operation.end_deadline - now),
@@ -298,7 +298,7 @@ def _was_sent(failed_step: FailedStep[Any]) -> bool:
     """Whether the step may have sent the operation."""
     return failed_step.action is NextAction.SEND and failed_step.retry_reason not in (
         RetryReason.NOT_SENT,
-        RetryReason.CIRCUIT_OPEN,
+        *NOT_CALLED_REASONS,
     )
 
 
@@ -310,11 +310,11 @@ def sanitize_detail(text: str) -> str:
 
 
 def _count_tries(failed_step: FailedStep[Any]) -> dict[str, int]:
-    """The number of tries by retry reason, including this one. A rejection by the circuit breaker
-    is not counted.
+    """The number of tries by retry reason, including this one. A provider that was not
+    called is not counted.
     """
     tries = {str(reason): count for reason, count in failed_step.operation.tries.items()}
-    if failed_step.retry_reason is not RetryReason.CIRCUIT_OPEN:
+    if failed_step.retry_reason not in NOT_CALLED_REASONS:
         tries[str(failed_step.retry_reason)] = tries.get(str(failed_step.retry_reason), 0) + 1
     return tries
 

@@ -30,7 +30,7 @@ from tallystick_server.payment.transitions import (
     TransitionResult,
     transition_orders,
 )
-from tallystick_server.providers.gateway import NotCalled, ProviderGateway
+from tallystick_server.providers.gateway import NotCalled, ProviderGateway, changed_before_call
 from tallystick_server.rpc.message_limits import MAX_ITEMS
 from tallystick_storage.database import Database
 from tallystick_storage.sql import Connection
@@ -77,7 +77,7 @@ class RiskStep:
                     OperationResult(charge, outcome), charge.context
                 )
                 if _is_approved(checked) and not await self._is_still_leased(checked):
-                    outcome = NotCalled(0, "changed before it was sent")
+                    outcome = changed_before_call("changed before it was sent")
                     raise StepFailed(classify_not_called(checked, outcome, NextAction.RISK))
                 return checked
             case NotCalled():

@@ -47,6 +47,12 @@ class NotCalled:
     detail: str
     provider_unavailable: bool = False
     """Whether no call to the provider is made now: its circuit is open, or it is not configured."""
+    retry_reason: RetryReason = RetryReason.CIRCUIT_OPEN
+
+
+def changed_before_call(detail: str) -> NotCalled:
+    """The provider was not called, because the operation has expired or changed."""
+    return NotCalled(0, detail, retry_reason=RetryReason.CHANGED_BEFORE_CALL)
 
 
 class ProviderOperation(Protocol):
@@ -165,13 +171,13 @@ class ProviderGateway:
             )
         try:
             if action is NextAction.SEND and loop.time() >= operation.expires_at:
-                return NotCalled(0, "expired before it was sent")
+                return changed_before_call("expired before it was sent")
             if (
                 action is NextAction.SEND
                 and had_to_wait
                 and not await self._is_still_leased(operation)
             ):
-                return NotCalled(0, "changed before it was sent")
+                return changed_before_call("changed before it was sent")
             breaker = self._breakers[operation.provider, circuit]
             retry_after = breaker.admit_or_delay(loop.time(), operation.subject_id)
             if retry_after is not None:

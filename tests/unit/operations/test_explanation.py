@@ -50,6 +50,9 @@ WAITS: dict[RetryReason, Wait] = {
     _R.THROTTLED: Wait(_A.SEND, _PLATFORM, "retry later", "asks for the outcome before"),
     _R.UNAUTHORIZED: Wait(_A.SEND, _PEOPLE, "credentials", "asks for the outcome before"),
     _R.CIRCUIT_OPEN: Wait(_A.SEND, _PLATFORM, "no calls are sent", "a dead letter"),
+    _R.CHANGED_BEFORE_CALL: Wait(
+        _A.GIVE_UP, _PLATFORM, "expired or changed meanwhile", "a dead letter"
+    ),
     _R.REJECTED: Wait(_A.SEND, _PLATFORM, "malformed", "a dead letter"),
     _R.PENDING: Wait(_A.LOOK_UP, _PLATFORM, "reports the outcome later", "a dead letter"),
     _R.POST_COMPLETION_POLL: Wait(_A.LOOK_UP, _PLATFORM, "after the end", "a dead letter"),

@@ -22,7 +22,14 @@ from tallystick_core.payment.state import OrderStatus
 from tallystick_core.payout.destination import DestinationState
 from tallystick_core.payout.snapshot import PayoutSnapshot
 from tallystick_core.payout.state import TERMINAL_STATES, PayoutState
-from tallystick_core.provider.outcome import FinalNotFound, NotSent, RetryReason, Succeeded, Unknown
+from tallystick_core.provider.outcome import (
+    NOT_CALLED_REASONS,
+    FinalNotFound,
+    NotSent,
+    RetryReason,
+    Succeeded,
+    Unknown,
+)
 from tallystick_server.observability.tracing import current_context
 from tallystick_server.operations.failed_step import FailedStep, classify_failure
 from tallystick_server.operations.kind import OperationKind
@@ -191,7 +198,7 @@ def test_each_reason_that_ends_in_a_dead_letter_is_a_cause() -> None:
     reasons are never exhausted.
     """
     never_exhausted = {
-        RetryReason.CIRCUIT_OPEN,
+        *NOT_CALLED_REASONS,
         RetryReason.POST_COMPLETION_POLL,
         *UNLIMITED_REASONS,
     }

@@ -27,6 +27,7 @@ from tests.support.charges import (
     wait_for_dead_letter,
     wait_for_final_order,
 )
+from tests.support.explanations import explain_payment, story
 from tests.support.payments import charge_log, create_payment
 from tests.support.platform import eventually, serve_platform, unique_id
 
@@ -107,7 +108,7 @@ def test_a_charge_that_expires_while_it_waits_for_a_slot_is_not_sent(
     scratch_database: DatabaseUrls,
 ) -> None:
     """A charge that waits for a provider slot, and expires meanwhile, is not sent when it gets the
-    slot: it is FAILED(EXPIRED).
+    slot: it is FAILED(EXPIRED). The explanation does not blame the provider.
     """
     with holding_provider(scratch_database, lease_seconds=120) as (_, client, provider, keep):
         slow = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
@@ -122,6 +123,9 @@ def test_a_charge_that_expires_while_it_waits_for_a_slot_is_not_sent(
         assert client.wait_for_payment(slow.checkout_id, 30).is_payment_done
         assert provider.sent_charge_ids == [slow.payment_orders[0].charge_id]
         assert charge_log(scratch_database, waiting_payment.checkout_id) == []
+        explanation = explain_payment(client, waiting_payment.checkout_id)
+        assert "failed: it expired or changed meanwhile, so it was not sent." in story(explanation)
+        assert "calls are sent to the provider" not in story(explanation)
     assert verify(scratch_database).passed
 
 
