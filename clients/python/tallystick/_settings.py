@@ -24,6 +24,8 @@ from tallystick._services import STUB_CLASSES, ServiceTargets
 DEFAULT_DEADLINES = {
     "CreatePayment": 30.0,
     "CreatePayout": 30.0,
+    "CloseDeadLetter": 60.0,
+    "CloseDeadLetters": 60.0,
     "BatchAddStatementItems": 60.0,
     "ReconcileStatementFile": 600.0,
 }
@@ -50,9 +52,8 @@ CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
 class ClientSettings:
     """`token`: a bearer token. `ca_file`: a PEM file with the CA certificates that verify the
     platform at https:// targets; "": the public CAs that gRPC knows. `deadlines`: seconds by method
-    name; they override the defaults: 30 s for CreatePayment and CreatePayout, 60 s for
-    BatchAddStatementItems, 600 s for ReconcileStatementFile, 10 s for the others. `tries`: maximum
-    tries of one call; None: limited only by its deadline.
+    name; they override DEFAULT_DEADLINES, and 10 s for the others. `tries`: maximum tries of one
+    call; None: limited only by its deadline.
 
     Raises ValueError for a token that cannot be sent in a header.
     """

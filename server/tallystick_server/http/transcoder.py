@@ -33,6 +33,8 @@ REPLAYED, TRACE_ID = "Idempotent-Replayed", "Trace-Id"
 DEFAULT_TIMEOUTS: Mapping[str, float] = {
     "CreatePayment": 30.0,
     "CreatePayout": 30.0,
+    "CloseDeadLetter": 60.0,
+    "CloseDeadLetters": 60.0,
     "BatchAddStatementItems": 60.0,
     "ReconcileStatementFile": 600.0,
 }

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
+from google.protobuf.message import Message
 
+from tallystick.operator.v1 import operator_pb2
 from tallystick.payout.v1 import payout_service_pb2
 from tallystick_server.http.console.calls import PublicCalls
 from tests.support.break_operator import Operator
@@ -122,6 +125,39 @@ def test_without_an_answer_the_result_is_not_known() -> None:
     assert "not known" in row_of(selected.text, "d-1")
     assert "It is not known whether this was done." in single.text
     assert "rejected" not in selected.text + single.text
+
+
+class _CountedCalls(PublicCalls):
+    """Calls that succeed. Counts how many are made at the same time."""
+
+    in_flight = max_in_flight = 0
+
+    async def send(self, name: str, message: Message, token: str) -> Message:
+        self.in_flight += 1
+        self.max_in_flight = max(self.max_in_flight, self.in_flight)
+        await asyncio.sleep(0.01)
+        self.in_flight -= 1
+        return operator_pb2.CloseDeadLetterResponse(
+            dead_letter=operator_pb2.DeadLetter(dead_letter_id="charges-o-1-1")
+        )
+
+
+def test_a_provider_is_asked_about_few_dead_letters_at_a_time() -> None:
+    """Each close looks up an operation at its provider, and a page has 25 dead letters."""
+    calls: list[_CountedCalls] = []
+
+    def make_calls() -> PublicCalls:
+        calls.append(_CountedCalls(*unreachable()))
+        return calls[0]
+
+    with serve_pages(make_calls) as browser:
+        page = browser.get("/console/search").text
+        token = page.partition('name="csrf_token" value="')[2].partition('"')[0]
+        fields = {"csrf_token": token, "reason": "given up", "evidence": "none there"}
+        selected = [f"charges-o-{number}-1" for number in range(25)]
+        response = browser.post(f"{SELECTED}/close", data={**fields, "selected": selected})
+    assert "25 of 25 done" in response.text
+    assert calls[0].max_in_flight == 5
 
 
 def test_all_that_match_are_counted_and_then_decided(

@@ -183,6 +183,14 @@ class PageCalls:
             return Result({}, error)
 
 
-async def gather_results(*calls: Awaitable[Result]) -> list[Result]:
-    """The results of calls that are made at the same time."""
-    return list(await asyncio.gather(*calls))
+async def gather_results(
+    *calls: Awaitable[Result], max_concurrent: int = MAX_CALLS
+) -> list[Result]:
+    """The results of calls, in their order. Up to `max_concurrent` are made at the same time."""
+    semaphore = asyncio.Semaphore(max_concurrent)
+
+    async def make(call: Awaitable[Result]) -> Result:
+        async with semaphore:
+            return await call
+
+    return list(await asyncio.gather(*map(make, calls)))

@@ -25,6 +25,9 @@ from tallystick_server.http.console.visit import (
     Visit,
 )
 
+_MAX_CONCURRENT_ACTS = 5
+"""To close a dead letter, its provider is asked. CloseDeadLetters asks about as many at a time."""
+
 
 def _selected(service: str, act: Act) -> FormHandler:
     async def do(visit: Visit, form: Form) -> Answer:
@@ -38,7 +41,8 @@ def _selected(service: str, act: Act) -> FormHandler:
         calls = visit.calls.with_limit(len(form.selected))
         fields = _entered(act, form)
         results = await gather_results(
-            *(calls.attempt(act.call, dead_letter_id=id_, **fields) for id_ in form.selected)
+            *(calls.attempt(act.call, dead_letter_id=id_, **fields) for id_ in form.selected),
+            max_concurrent=_MAX_CONCURRENT_ACTS,
         )
         failed = [result.error for result in results if result.error]
         values = {
