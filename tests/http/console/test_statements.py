@@ -147,12 +147,12 @@ def test_a_malformed_form_is_rejected(alice: Person, content_type: str, body: by
 
 
 def test_an_auditor_uploads_nothing(sign_in: SignIn, work: Work, tmp_path: Path) -> None:
-    """The platform rejects the first call; the auditor reads the reports."""
+    """The role is checked first; the auditor reads the reports."""
     auditor = sign_in("auditor")
     path = write_statement(tmp_path, [file_line(2_00, unique_id())])
     response = upload(auditor, path, work.account)
     assert response.status_code == 403
-    assert "PERMISSION_DENIED, from reconciliation.CreateStatementFile" in response.text
+    assert "Uploads are for callers with the role operator." in response.text
     assert "acme-march.csv" in auditor.get("/console/statement-files").text
 
 

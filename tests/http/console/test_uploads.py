@@ -10,10 +10,10 @@ import httpx
 import pytest
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
-from google.rpc import status_pb2
 
+from tallystick.operator.v1 import operator_pb2
 from tallystick_server.app.services import HTTP_SERVER, service_names
-from tallystick_server.http.console.calls import CallFailed, PublicCalls
+from tallystick_server.http.console.calls import PublicCalls
 from tallystick_server.http.console.pages import statements
 from tallystick_server.http.console.statement_reader import ReadStatement, UnreadableStatement
 from tests.support.callers import token_of
@@ -27,7 +27,7 @@ def test_the_role_is_checked_before_the_body(sign_in: Callable[[str], Person]) -
     """An auditor is rejected by the platform, whatever the form has."""
     response = sign_in("auditor").http.post(UPLOAD, content=b"no form")
     assert response.status_code == 403
-    assert "PERMISSION_DENIED, from reconciliation.CreateStatementFile" in response.text
+    assert "PERMISSION_DENIED, from payment.GetCaller" in response.text
 
 
 def test_an_upload_takes_nothing_from_other_requests(platform: ServedPlatform) -> None:
@@ -50,11 +50,12 @@ def test_an_upload_takes_nothing_from_other_requests(platform: ServedPlatform) -
 
 
 class Operator(PublicCalls):
-    """Calls as an operator's: the role is right, and there are no files."""
+    """Calls as an operator's: there are no files, and none is sent."""
 
     async def send(self, name: str, message: Message, token: str) -> Message:
-        if name == "reconciliation.CreateStatementFile":
-            raise CallFailed(name, status_pb2.Status(code=3, message="empty"))
+        assert name != "reconciliation.CreateStatementFile"
+        if name == "payment.GetCaller":
+            return operator_pb2.GetCallerResponse(roles=[operator_pb2.CALLER_ROLE_OPERATOR])
         response: Message = GetMessageClass(self.method(name).output_type)()
         return response
 

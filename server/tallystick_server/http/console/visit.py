@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_server.http.console.calls import CallFailed, PageCalls
 from tallystick_server.http.console.links import with_query
 from tallystick_server.http.console.session import Session
 from tallystick_server.http.request import Request
+from tallystick_server.rpc.errors import to_status
 
 if TYPE_CHECKING:
     from tallystick_server.http.console.acts import Act
@@ -47,6 +49,14 @@ class Visit:
     def allowed(self, acts: Iterable[Act]) -> tuple[Act, ...]:
         """The acts whose form the person sees, by the roles of the sign-in."""
         return tuple(act for act in acts if self.session.may_have(act.roles))
+
+    async def require_operator(self, subject: str) -> None:
+        """Raises CallFailed for a person who is no operator now. `subject`: such as "Uploads"."""
+        caller = await self.calls.call("payment.GetCaller")
+        if "OPERATOR" not in caller["roles"]:
+            text = f"{subject} are for callers with the role operator."
+            error = ApiError(ErrorReason.PERMISSION_DENIED, text)
+            raise CallFailed("payment.GetCaller", to_status(error))
 
     def link(self, **changes: str) -> str:
         """This page with other fields in its query; an empty one leaves it out."""

@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from google.rpc import code_pb2, status_pb2
-
-from tallystick_server.http.console.calls import CallFailed
 from tallystick_server.http.console.visit import Answer, Page, Visit
 
 
@@ -41,12 +38,6 @@ class SettingsPage:
 
     async def show(self, visit: Visit) -> Answer:
         """GET /console/settings. Raises CallFailed for a person who is no operator now."""
-        caller = await visit.calls.call("payment.GetCaller")
-        if "OPERATOR" not in caller["roles"]:
-            status = status_pb2.Status(
-                code=code_pb2.PERMISSION_DENIED,
-                message="The settings are for callers with the role operator.",
-            )
-            raise CallFailed("payment.GetCaller", status)
+        await visit.require_operator("The settings")
         values = {"address": self._address, "sections": self._sections}
         return Page("settings.html", "Settings", values)

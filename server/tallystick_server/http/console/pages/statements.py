@@ -7,12 +7,10 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from google.rpc import code_pb2
-
 from tallystick.reconciliation.v1 import reconciliation_service_pb2 as pb
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_server.http.console.acts import Act, ActPage, Input
-from tallystick_server.http.console.calls import CallFailed, gather_results
+from tallystick_server.http.console.calls import gather_results
 from tallystick_server.http.console.forms import read_multipart
 from tallystick_server.http.console.links import path_of, with_query
 from tallystick_server.http.console.statement_reader import (
@@ -111,7 +109,7 @@ class StatementUpload:
         """The preview of a file, the page of one that was reconciled before, or the form with what
         is wrong. Raises CallFailed, HttpError.
         """
-        await _require_may_reconcile(visit)
+        await visit.require_operator("Uploads")
         fields, statement = await self._receive(visit.request, check_form)
         if isinstance(statement, str):
             return await _list_page(visit, statement, fields)
@@ -162,17 +160,6 @@ class StatementUpload:
                     retry_after=60,
                 )
             ) from None
-
-
-async def _require_may_reconcile(visit: Visit) -> None:
-    """Raises CallFailed for a person without the role, before their file is read."""
-    try:
-        await visit.calls.send(
-            "reconciliation.CreateStatementFile", pb.CreateStatementFileRequest()
-        )
-    except CallFailed as error:
-        if error.code != code_pb2.INVALID_ARGUMENT:  # the role is checked first, then the fields
-            raise
 
 
 async def _has_account(visit: Visit, account: str) -> bool:
