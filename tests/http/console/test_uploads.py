@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,8 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from tallystick.operator.v1 import operator_pb2
+from tallystick.reconciliation.v1 import reconciliation_pb2
+from tallystick.reconciliation.v1 import reconciliation_service_pb2 as pb
 from tallystick_server.app.services import HTTP_SERVER, service_names
 from tallystick_server.http.console.calls import PublicCalls
 from tallystick_server.http.console.pages import statements
@@ -60,6 +63,24 @@ class Operator(PublicCalls):
         return response
 
 
+class SlowService(Operator):
+    """Answers the first file that is sent once it may; each was reconciled before."""
+
+    def __init__(self) -> None:
+        super().__init__(*unreachable())
+        self.sent_files: list[str] = []
+        self.may_answer = threading.Event()
+
+    async def send(self, name: str, message: Message, token: str) -> Message:
+        if not isinstance(message, pb.CreateStatementFileRequest):
+            return await super().send(name, message, token)
+        self.sent_files.append(message.file_name)
+        assert await asyncio.to_thread(self.may_answer.wait, 30)
+        response = pb.CreateStatementFileResponse()
+        response.statement_file.state = reconciliation_pb2.STATEMENT_FILE_STATE_RECONCILED
+        return response
+
+
 class BlockedReader:
     """Reads the first file until it may end, and others at once."""
 
@@ -94,3 +115,36 @@ def test_a_file_whose_browser_left_is_still_the_only_one(monkeypatch: pytest.Mon
         assert "Another file is being uploaded" in busy.text
         reader.may_end.set()
         assert eventually(lambda: "Read third.csv." in send("third.csv").text)
+
+
+def test_one_file_at_a_time_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one is not received before the first one was sent, also to a slow service."""
+    monkeypatch.setattr(statements, "_MAX_WAIT_SECONDS", 1.0)
+    services: list[SlowService] = []
+    read_files: list[str] = []
+
+    def make_calls() -> PublicCalls:
+        services.append(SlowService())
+        return services[0]
+
+    def read(name: str, content: bytes, account: str, reason: str) -> ReadStatement:
+        read_files.append(name)
+        create = pb.CreateStatementFileRequest(
+            statement_file_id="f-1", file_name=name, account="banks/main"
+        )
+        return ReadStatement(create, (), 0)
+
+    def send(name: str) -> httpx.Response:
+        return browser.post(UPLOAD, data={"csrf_token": token}, files={"file": (name, b"lines")})
+
+    with serve_pages(make_calls, read) as browser, ThreadPoolExecutor(1) as threads:
+        page = browser.get("/console/statement-files").text
+        token = page.partition('name="csrf_token" value="')[2].partition('"')[0]
+        first = threads.submit(send, "first.csv")
+        assert eventually(lambda: services[0].sent_files == ["first.csv"])
+        assert send("second.csv").status_code == 429
+        assert read_files == ["first.csv"]
+        services[0].may_answer.set()
+        assert first.result(30).status_code == 303
+        assert send("third.csv").status_code == 303
+    assert services[0].sent_files == read_files == ["first.csv", "third.csv"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from tallystick.reconciliation.v1 import reconciliation_service_pb2 as pb
@@ -95,14 +96,15 @@ async def show_clearing_report(visit: Visit) -> Answer:
 
 class StatementUpload:
     """Reads an uploaded file, sends it, and shows what reconciling it would do. One file at a time
-    is received and read, in a thread of its own. This bounds memory, so uploads take nothing from
-    the bytes of other requests.
+    is in memory: it is received, read in a thread of its own, and sent. This bounds memory, so
+    uploads take nothing from the bytes of other requests.
     """
 
     def __init__(self, read: StatementReader, max_bytes: int) -> None:
         self._read = read
         self._max_bytes = max_bytes
-        self._reading = asyncio.Lock()
+        self._uploading = asyncio.Lock()
+        self._reading: asyncio.Future[ReadStatement] | None = None
         self._thread = ThreadPoolExecutor(1, "statement-upload")
 
     async def preview(self, visit: Visit, check_form: FormCheck) -> Answer:
@@ -110,48 +112,23 @@ class StatementUpload:
         is wrong. Raises CallFailed, HttpError.
         """
         await visit.require_operator("Uploads")
-        fields, statement = await self._receive(visit.request, check_form)
-        if isinstance(statement, str):
-            return await _list_page(visit, statement, fields)
-        account = statement.create.account
-        if not await _has_account(visit, account):
-            problem = f"The ledger has no account {account}."
-            return await _list_page(visit, problem, fields)
-        visit = replace(visit, calls=visit.calls.with_limit(_MAX_UPLOAD_CALLS))
-        return await _send(visit, statement)
+        async with self._hold_slot():
+            fields, statement = await self._receive(visit.request, check_form)
+            if isinstance(statement, str):
+                return await _list_page(visit, statement, fields)
+            account = statement.create.account
+            if not await _has_account(visit, account):
+                problem = f"The ledger has no account {account}."
+                return await _list_page(visit, problem, fields)
+            visit = replace(visit, calls=visit.calls.with_limit(_MAX_UPLOAD_CALLS))
+            return await _send(visit, statement)
 
-    async def _receive(
-        self, request: Request, check_form: FormCheck
-    ) -> tuple[Mapping[str, str], ReadStatement | str]:
-        """The fields of the form, and its file or what is wrong with it. Raises HttpError."""
-        await self._acquire()
-        reading: asyncio.Future[ReadStatement] | None = None
-        try:
-            body = await request.read_body(
-                self._max_bytes + _MAX_FORM_BYTES, _UPLOAD_TIMEOUT_SECONDS, is_counted=False
-            )
-            fields, file = read_multipart(request.http.headers.get("Content-Type", ""), body)
-            check_form(fields)
-            if file is None or not file.content:
-                return fields, "Choose a file that is not empty."
-            account, reason = fields.get("account", "").strip(), fields.get("reason", "").strip()
-            reading = asyncio.get_running_loop().run_in_executor(
-                self._thread, self._read, file.name, file.content, account, reason
-            )
-            # also if the browser leaves, the next file waits until this one was read
-            reading.add_done_callback(lambda _: self._reading.release())
-            return fields, await asyncio.shield(reading)
-        except UnreadableStatement as error:
-            return fields, str(error)
-        finally:
-            if reading is None:
-                self._reading.release()
-
-    async def _acquire(self) -> None:
-        """Waits until no other file is read. Raises HttpError if that takes too long."""
+    @asynccontextmanager
+    async def _hold_slot(self) -> AsyncIterator[None]:
+        """Waits until no other file is uploaded. Raises HttpError if that takes too long."""
         try:
             async with asyncio.timeout(_MAX_WAIT_SECONDS):
-                await self._reading.acquire()
+                await self._uploading.acquire()
         except TimeoutError:
             raise HttpError(
                 ApiError(
@@ -160,6 +137,34 @@ class StatementUpload:
                     retry_after=60,
                 )
             ) from None
+        try:
+            yield
+        finally:
+            reading, self._reading = self._reading, None
+            if reading is None or reading.done():
+                self._uploading.release()
+            else:  # the browser has left: the next file waits until this one was read
+                reading.add_done_callback(lambda _: self._uploading.release())
+
+    async def _receive(
+        self, request: Request, check_form: FormCheck
+    ) -> tuple[Mapping[str, str], ReadStatement | str]:
+        """The fields of the form, and its file or what is wrong with it. Raises HttpError."""
+        body = await request.read_body(
+            self._max_bytes + _MAX_FORM_BYTES, _UPLOAD_TIMEOUT_SECONDS, is_counted=False
+        )
+        fields, file = read_multipart(request.http.headers.get("Content-Type", ""), body)
+        check_form(fields)
+        if file is None or not file.content:
+            return fields, "Choose a file that is not empty."
+        account, reason = fields.get("account", "").strip(), fields.get("reason", "").strip()
+        self._reading = asyncio.get_running_loop().run_in_executor(
+            self._thread, self._read, file.name, file.content, account, reason
+        )
+        try:
+            return fields, await asyncio.shield(self._reading)
+        except UnreadableStatement as error:
+            return fields, str(error)
 
 
 async def _has_account(visit: Visit, account: str) -> bool:
