@@ -13,8 +13,8 @@ from tallystick_server.http.console.pages.symptoms import read_symptoms
 
 
 class _Histories:
-    """Answers BatchGetMetricHistories with the counts of webhooks by result; other metrics have
-    none.
+    """Answers BatchGetMetricHistories with the counts of webhooks by result, and with the clocks of
+    two processes of one name; other metrics have none.
     """
 
     def __init__(self, counts: dict[str, int]) -> None:
@@ -25,6 +25,16 @@ class _Histories:
         return Result({"results": results})
 
     def _history(self, query: dict[str, Any]) -> dict[str, Any]:
+        if query["metric"] == "tallystick.clock.deviation":
+            assert query["group_by"] == ["service.name", "service.instance.id"]
+            clocks = [
+                {
+                    "attributes": {"service.instance.id": id_, "service.name": "tallystick-all"},
+                    "points": [{"value": seconds}],
+                }
+                for id_, seconds in (("4c1f", 7.5), ("9d02", 0.1))
+            ]
+            return {"unit": "s", "histories": clocks}
         if query["metric"] != "tallystick.webhooks.received":
             return {"unit": "s", "histories": []}
         assert query["group_by"] == ["provider", "result"]
@@ -54,3 +64,13 @@ def test_webhooks_are_silent_only_if_none_is_delivered(
     figures = asyncio.run(read_symptoms(calls, datetime.now(UTC)))
     (figure,) = (f for f in figures if f.symptom.rule == "TallystickWebhooksSilent")
     assert (figure.is_too_high, figure.value) == (is_too_high, value)
+
+
+def test_a_symptom_of_a_process_names_it() -> None:
+    """By its name and its id, because several processes may have one name."""
+    calls = cast(PageCalls, _Histories({}))
+    figures = asyncio.run(read_symptoms(calls, datetime.now(UTC)))
+    (figure,) = (f for f in figures if f.symptom.rule == "TallystickClockWrong")
+    assert (figure.is_too_high, figure.where) == (True, "tallystick-all, 4c1f")
+    (disk,) = (f for f in figures if f.symptom.rule == "TallystickDiskNearlyFull")
+    assert disk.symptom.fields == figure.symptom.fields

@@ -6,7 +6,7 @@ Rules of Prometheus have the same limits, and call an operator.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -25,7 +25,7 @@ class Symptom:
     rule: str
     metric: str
     limit: float
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, Any]
     window: timedelta = timedelta(minutes=5)
     step: timedelta = timedelta(minutes=5)
     result: str = ""
@@ -36,6 +36,7 @@ class Symptom:
     """Whether the points of the window are added. Otherwise the highest counts."""
 
 
+_BY_PROCESS = {"group_by": ["service.name", "service.instance.id"]}
 SYMPTOMS = (
     Symptom(
         "Time in which a provider answers 95 % of sends",
@@ -73,21 +74,26 @@ SYMPTOMS = (
         is_total=True,
     ),
     Symptom(
-        "Used part of the disk", "TallystickDiskNearlyFull", "system.filesystem.utilization", 0.9
+        "Used part of the disk",
+        "TallystickDiskNearlyFull",
+        "system.filesystem.utilization",
+        0.9,
+        _BY_PROCESS,
     ),
     Symptom(
         "Clock deviation between a process and its database",
         "TallystickClockWrong",
         "tallystick.clock.deviation",
         5.0,
+        _BY_PROCESS,
     ),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """The highest value of a symptom. `where`: the provider or database that has it. `value` and
-    `limit` are for people.
+    """The highest value of a symptom. `where`: the provider, database or process that has it.
+    `value` and `limit` are for people.
     """
 
     symptom: Symptom
@@ -141,10 +147,11 @@ def _values_by_group(
 ) -> list[tuple[float, str]]:
     """The value of each history with this result, with the values of its other attributes."""
     combine = sum if symptom.is_total else max
+    names = [name for name in symptom.fields["group_by"] if name != "result"]
     return [
         (
             combine(point["value"] for point in history["points"]),
-            ", ".join(v for name, v in history["attributes"].items() if name != "result"),
+            ", ".join(filter(None, (history["attributes"].get(name) for name in names))),
         )
         for history in histories
         if history["points"] and history["attributes"].get("result", "") == result
