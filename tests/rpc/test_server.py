@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -280,6 +280,40 @@ def test_an_internal_error_shows_only_the_trace_id() -> None:
     assert "secret" not in str(error.value)
     assert list(error.value.metadata) == ["trace_id"]
     assert error.value.trace_id == error.value.metadata["trace_id"]
+
+
+class _BrokenAuthentication:
+    """Fails with an unexpected error."""
+
+    def authenticate(
+        self, metadata: Mapping[str, str], peer_identities: Mapping[str, Iterable[bytes]]
+    ) -> Caller:
+        raise ValueError("select secret from callers")
+
+
+def test_a_caller_that_cannot_be_identified_gets_an_internal_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As for any unexpected error: the caller gets the trace id, and the log has the cause."""
+
+    async def respond() -> Message:
+        raise AssertionError("nobody was identified")
+
+    watch = payment_service_pb2.WatchPaymentRequest(checkout_id="c-1")
+    with rpc_client(respond, authenticator=_BrokenAuthentication()) as client:
+        for call in (
+            lambda: client.payment.ListPayments(LIST_REQUEST),
+            lambda: next(iter(client.payment.WatchPayment(watch))),
+        ):
+            with pytest.raises(InternalError) as error:
+                call()
+            assert error.value.reason == "INTERNAL"
+            assert "secret" not in str(error.value)
+            assert error.value.trace_id == error.value.metadata["trace_id"]
+    records = [record for record in caplog.records if record.name == "tallystick_server.rpc.server"]
+    assert ["select secret from callers" in str(record.exc_info) for record in records] == [
+        True
+    ] * 2
 
 
 def test_a_call_past_its_deadline_is_deadline_exceeded() -> None:

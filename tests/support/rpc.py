@@ -18,7 +18,7 @@ from tallystick import (
 )
 from tallystick_server.app.services import SERVICES
 from tallystick_server.app.wiring import implementation_of
-from tallystick_server.rpc.authentication import NoAuthentication
+from tallystick_server.rpc.authentication import Authenticator, NoAuthentication
 from tallystick_server.rpc.bulkhead import CallLimits
 from tallystick_server.rpc.call import Call
 from tallystick_server.rpc.server import RpcServer
@@ -90,10 +90,13 @@ def rpc_client(
     limits: CallLimits | None = None,
     *,
     stream_time: float = 300,
+    authenticator: Authenticator | None = None,
 ) -> Iterator[RpcClient]:
     """A client of a server with the test's handlers; it sends each call once."""
     servicer = respond if isinstance(respond, GatedHandlers) else UniformHandlers(respond)
-    rpc_server = RpcServer(NoAuthentication(), limits, max_stream_seconds=stream_time)
+    rpc_server = RpcServer(
+        authenticator or NoAuthentication(), limits, max_stream_seconds=stream_time
+    )
     with serve_rpc(rpc_server, {"PaymentService": servicer}) as (address, loop):
         client = RpcClient(address, rpc_server, loop)
         with client:

@@ -325,19 +325,21 @@ class RpcServer:
             await asyncio.sleep(0)
             return request
 
-    def _identify(self, context: Context, metadata: Mapping[str, str]) -> Caller | ApiError:
-        """The caller, or why it is rejected. Its trace depends on it, so it comes first; the error
-        is raised in its turn.
+    def _identify(self, context: Context, metadata: Mapping[str, str]) -> Caller | Exception:
+        """The caller, or why it is rejected or cannot be identified. Its trace depends on it, so
+        it comes first; the error is raised in its turn.
         """
         try:
             return self._authenticator.authenticate(metadata, context.auth_context() or {})
-        except ApiError as error:
+        except Exception as error:  # noqa: BLE001 - every error becomes an error reason
             return error
 
     def _admit(
-        self, method: _Method, raw: object, context: Context, identity: Caller | ApiError
+        self, method: _Method, raw: object, context: Context, identity: Caller | Exception
     ) -> Call:
-        """Makes every check before the call takes a slot, in a fixed order. Raises ApiError."""
+        """Makes every check before the call takes a slot, in a fixed order. Raises ApiError, and
+        the error of an identity.
+        """
         now = asyncio.get_running_loop().time()
         if self._closing.is_set():
             raise shutting_down_error()
@@ -351,7 +353,7 @@ class RpcServer:
                 ErrorReason.MESSAGE_TOO_LARGE,
                 f"The message must have at most {method.max_bytes} bytes.",
             )
-        if isinstance(identity, ApiError):
+        if isinstance(identity, Exception):
             raise identity
         caller = authorize(identity, method.roles)
         timeout_seconds = (
