@@ -59,11 +59,12 @@ _INSERT = text("""
         case when r.is_outage and l.retry_reason = r.retry_reason and l.action = r.action
             then l.number else coalesce(l.number, 0) + 1 end,
         r.attempt_number, r.provider, r.action, r.retry_reason, r.detail, r.provider_request_id,
-        1, clock(), clock(), case when r.has_next_try then op.next_try_time end
+        1, t.now, t.now, case when r.has_next_try then op.next_try_time end
     from json_to_recordset(cast(:tries as json)) as r (kind text collate "C",
             operation_id text collate "C", attempt_number int, provider text, action text,
             retry_reason text, detail text, provider_request_id text, is_outage boolean,
             has_next_try boolean)
+        cross join (select clock() as now) t
         left join operation op on op.kind = r.kind and op.operation_id = r.operation_id
         left join lateral (
             select f.number, f.retry_reason, f.action from failed_try f
