@@ -130,7 +130,7 @@ class _Store(UniformHandlers):
     ) -> pb.BatchRecordSpansResponse:
         if self.rejects:
             raise ApiError(ErrorReason.PERMISSION_DENIED, "no")
-        return pb.BatchRecordSpansResponse(dropped_count=2)
+        return pb.BatchRecordSpansResponse(dropped_count=1, invalid_count=1)
 
 
 def lost_counts() -> dict[str, float]:

@@ -160,6 +160,31 @@ def test_a_request_is_answered_in_protobuf(http: ServedPlatform) -> None:
     assert len(spans) == 2
 
 
+def test_valid_spans_are_stored_although_others_are_invalid(http: ServedPlatform) -> None:
+    """OTLP's partial success says how many were rejected, and why. Without any valid span the
+    request is rejected: its sender does something wrong.
+    """
+    trace_id = secrets.token_hex(16)
+    export = new_export(*range(1, 1_003))
+    spans = export.resource_spans[0].scope_spans[0].spans
+    for span in spans:
+        span.trace_id = bytes.fromhex(trace_id)
+    spans[0].span_id, spans[1_001].trace_id = b"short", b""
+    response = post(http, export.SerializeToString())
+    assert response.status_code == 200
+    success = ExportTraceServiceResponse.FromString(response.content).partial_success
+    assert success.rejected_spans == 2
+    assert success.error_message == (
+        "Invalid spans: 2. The first error: span_id must be 16 hexadecimal digits in lower case."
+    )
+    stored = httpx.get(f"{http.url}/v1/traces/{trace_id}").json()["spans"]
+    assert len(stored) == 1_000
+    del spans[1:1_001]
+    rejected = post(http, export.SerializeToString())
+    assert (rejected.status_code, reason_of(rejected)) == (400, "FIELD_INVALID")
+    assert "span_id must be 16 hexadecimal digits" in rejected.text
+
+
 def test_a_bad_request_is_rejected(http: ServedPlatform) -> None:
     """Other content, compression, and requests and spans that are too large or too many."""
     body = new_export(1).SerializeToString()

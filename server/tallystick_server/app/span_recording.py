@@ -63,7 +63,7 @@ class SpanRecorder:
             lost_count = len(spans)
             try:
                 response = await self._service_client.call(self._send, request)
-                lost_count = response.dropped_count
+                lost_count = response.dropped_count + response.invalid_count
             except (ApiError, ServiceCallRejected):
                 return
             finally:

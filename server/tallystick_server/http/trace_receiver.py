@@ -68,20 +68,28 @@ def trace_route(
             raise HttpError(error) from None
         except grpc.aio.AioRpcError as error:
             return error_response(status_of(error))
-        rejected_count = 0
+        dropped_count, invalid_count, first_error = 0, 0, ""
         try:
             for start in range(0, len(spans), MAX_ITEMS):
                 message = monitoring_service_pb2.BatchRecordSpansRequest(
                     spans=spans[start : start + MAX_ITEMS]
                 )
                 response = await record(message, timeout=_TIMEOUT_SECONDS, metadata=metadata)
-                rejected_count += response.dropped_count
+                dropped_count += response.dropped_count
+                invalid_count += response.invalid_count
+                first_error = first_error or response.first_error
         except grpc.aio.AioRpcError as error:
             return error_response(status_of(error))
+        invalid_text = f"Invalid spans: {invalid_count}. The first error: {first_error}"
+        if invalid_count and invalid_count == len(spans):
+            raise HttpError(ApiError(ErrorReason.FIELD_INVALID, invalid_text, field="spans"))
         answer = trace_service_pb2.ExportTraceServiceResponse()
-        if rejected_count:
-            answer.partial_success.rejected_spans = rejected_count
-            answer.partial_success.error_message = "A trace has too many spans."
+        if dropped_count or invalid_count:
+            answer.partial_success.rejected_spans = dropped_count + invalid_count
+            answer.partial_success.error_message = " ".join(
+                ["A trace has too many spans."] * bool(dropped_count)
+                + [invalid_text] * bool(invalid_count)
+            )
         return web.Response(body=answer.SerializeToString(), content_type=_CONTENT_TYPE)
 
     handler: Handler = receive

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -26,19 +27,28 @@ _MAX_TIME = datetime(9999, 1, 1, tzinfo=UTC)
 """A span that begins before can end within the year 9999."""
 
 
-def parse_spans(request: pb.BatchRecordSpansRequest) -> list[SpanRow]:
+class ParsedSpans(NamedTuple):
+    """The valid spans of a request, and why each other one is invalid."""
+
+    spans: Sequence[SpanRow]
+    errors: Sequence[str]
+
+
+def parse_spans(request: pb.BatchRecordSpansRequest) -> ParsedSpans:
     """Parses spans; of two with the same ids the first one. Attributes and names that may hold
-    personal data are left out. Raises ApiError with the first invalid field.
+    personal data are left out. Raises FIELD_REQUIRED, TOO_MANY_ITEMS.
     """
     check_batch(request.spans, "spans")
     spans: dict[tuple[str, str], SpanRow] = {}
-    for index, message in enumerate(request.spans):
+    errors = []
+    for message in request.spans:
         try:
             span = _parse_span(message)
         except ApiError as error:
-            raise error.with_field_prefix(f"spans[{index}]") from None
-        spans.setdefault((span.trace_id, span.span_id), span)
-    return list(spans.values())
+            errors.append(error.message)
+        else:
+            spans.setdefault((span.trace_id, span.span_id), span)
+    return ParsedSpans(list(spans.values()), errors)
 
 
 def _parse_span(message: trace_pb2.Span) -> SpanRow:

@@ -111,11 +111,14 @@ class MonitoringHandlers:
     ) -> pb.BatchRecordSpansResponse:
         if not request.spans:
             return pb.BatchRecordSpansResponse()
-        spans = convert_traces.parse_spans(request)
+        spans, errors = convert_traces.parse_spans(request)
         record = partial(trace_store.record_spans, spans=spans, limits=self._trace_limits)
         result = await self._database.transact(record, idempotent=True)
         return pb.BatchRecordSpansResponse(
-            recorded_count=result.recorded, dropped_count=result.dropped
+            recorded_count=result.recorded,
+            dropped_count=result.dropped,
+            invalid_count=len(errors),
+            first_error=next(iter(errors), ""),
         )
 
     async def GetTrace(self, request: pb.GetTraceRequest, _call: Call) -> pb.GetTraceResponse:

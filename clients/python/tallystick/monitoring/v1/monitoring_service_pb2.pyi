@@ -472,19 +472,29 @@ class BatchRecordSpansResponse(_message.Message):
 
     RECORDED_COUNT_FIELD_NUMBER: _builtins.int
     DROPPED_COUNT_FIELD_NUMBER: _builtins.int
+    INVALID_COUNT_FIELD_NUMBER: _builtins.int
+    FIRST_ERROR_FIELD_NUMBER: _builtins.int
     recorded_count: _builtins.int
     """How many spans are new."""
     dropped_count: _builtins.int
     """How many were left out, because their trace has 2,000 spans."""
+    invalid_count: _builtins.int
+    """How many were left out, because they are invalid. The others are stored."""
+    first_error: _builtins.str
+    """Why the first of these is invalid, such as "span_id must be 16 hexadecimal digits in lower
+    case."; empty if none is.
+    """
     def __init__(
         self,
         *,
         recorded_count: _builtins.int = ...,
         dropped_count: _builtins.int = ...,
+        invalid_count: _builtins.int = ...,
+        first_error: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped_count", b"dropped_count", "recorded_count", b"recorded_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped_count", b"dropped_count", "first_error", b"first_error", "invalid_count", b"invalid_count", "recorded_count", b"recorded_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
