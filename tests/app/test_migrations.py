@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -310,3 +311,25 @@ def test_rows_that_are_sealed_again_after_a_new_column_pass_verify(
         assert (
             unsealed == admin.execute("select count(*) from attempt where seal is null").fetchone()
         )
+
+
+def test_rows_are_sealed_again_without_a_deadlock_with_processes(
+    scratch_database: DatabaseUrls,
+) -> None:
+    """Processes lock rows by their keys. So does `reseal`, wherever the rows are in the table."""
+    waiting = "select from pg_locks where not granted and locktype = 'transactionid'"
+    with (
+        psycopg.connect(scratch_database.admin, autocommit=True) as admin,
+        psycopg.connect(scratch_database.admin, options="-c search_path=event") as process,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        admin.execute("set search_path = event, pg_temp")
+        admin.execute('create table toy (id text collate "C" primary key, seal bytea)')
+        admin.execute("insert into toy values ('b', 'old'), ('a', 'old'), ('c', 'old')")
+        process.execute("update toy set seal = 'written' where id = 'a'")
+        resealing = pool.submit(admin.execute, seals.reseal("toy").encode())
+        assert eventually(lambda: process.execute(waiting).fetchone() is not None)
+        process.execute("update toy set seal = 'written' where id = 'b'")
+        process.commit()
+        resealing.result(30)
+        assert process.execute("select from toy where seal = 'old'").fetchall() == []

@@ -53,6 +53,7 @@ _RESEAL = """
 do $$
 declare
     content text;
+    key text;
     block_count constant bigint := pg_relation_size(cast('{table}' as regclass))
         / cast(current_setting('block_size') as bigint);
 begin
@@ -62,22 +63,31 @@ begin
         ', ' order by attnum) into content
     from pg_attribute where attrelid = cast('{table}' as regclass) and attnum > 0
         and not attisdropped;
+    select string_agg(format('t.%I', attname), ', ' order by place) into key
+    from pg_index, unnest(indkey) with ordinality as k (number, place)
+        join pg_attribute on attnum = number
+    where indrelid = cast('{table}' as regclass) and indisprimary and attrelid = indrelid;
     for block in 0 .. block_count by {batch_blocks} loop
-        execute format('update {table} t set seal = sha256(record_send(row(%s))) where '
-            't.seal is not null and t.ctid >= %L and t.ctid < %L', content,
-            format('(%s,0)', block), format('(%s,0)', block + {batch_blocks}));
+        -- in the order in which processes lock rows, so that there is no deadlock with them
+        execute format('with l as materialized (select t.ctid from {table} t '
+            'where t.seal is not null and t.ctid >= %1$L and t.ctid < %2$L '
+            'order by %3$s for update) '
+            'update {table} t set seal = sha256(record_send(row(%4$s))) from l '
+            'where t.ctid = l.ctid and t.ctid >= %1$L and t.ctid < %2$L',
+            format('(%s,0)', block), format('(%s,0)', block + {batch_blocks}), key, content);
         commit;
     end loop;
 end $$;
 """
-_BATCH_BLOCKS = 500
-"""Some 10,000 rows: they are locked for a part of a second."""
+_BATCH_BLOCKS = 250
+"""Some 5,000 rows: they are locked for a part of a second."""
 
 
 def reseal(table: str) -> str:
     """Seals the sealed rows of a table again, after a column was added. It commits in batches, so
-    it runs outside a transaction; interrupted, it can be repeated. Run `verify` before: a row that
-    was changed by another role is sealed as it is.
+    it runs outside a transaction; interrupted, it can be repeated. Rows that a process writes
+    meanwhile are sealed by their trigger. Run `verify` before: a row that was changed by another
+    role is sealed as it is.
     """
     return _RESEAL.replace("{table}", table).replace("{batch_blocks}", str(_BATCH_BLOCKS))
 
