@@ -109,6 +109,21 @@ def test_a_newer_schema_is_accepted_if_its_migration_allows(
         schema.check_schema(scratch_database.service("event"), "event")
 
 
+@pytest.mark.parametrize(
+    ("service", "oldest"),
+    [
+        ("payment", "payment_0001"),
+        ("payout", "payout_0001"),
+        ("reconciliation", "reconciliation_0002"),
+    ],
+)
+def test_each_schema_names_the_oldest_processes_that_work_with_it(
+    service: str, oldest: str
+) -> None:
+    """The page about upgrades says the same: only ReconciliationService must be stopped."""
+    assert schema.expected_schema(service).minimum_process_revision == oldest
+
+
 def test_a_schema_of_edited_migrations_is_rejected(
     scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ revision = "payment_0002"
 down_revision = "payment_0001"
 branch_labels = None
 depends_on = None
+minimum_process_revision = "payment_0001"
 
 
 def upgrade() -> None:

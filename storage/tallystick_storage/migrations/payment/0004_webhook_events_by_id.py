@@ -6,6 +6,7 @@ revision = "payment_0004"
 down_revision = "payment_0003"
 branch_labels = None
 depends_on = None
+minimum_process_revision = "payment_0001"
 
 
 def upgrade() -> None:

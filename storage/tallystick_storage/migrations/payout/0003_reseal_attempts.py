@@ -7,6 +7,7 @@ revision = "payout_0003"
 down_revision = "payout_0002"
 branch_labels = None
 depends_on = None
+minimum_process_revision = "payout_0001"
 
 
 def upgrade() -> None:
