@@ -33,6 +33,7 @@ from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.app.database.migrate import migrate
 from tallystick_server.app.database.roles import Passwords, role_names
+from tallystick_server.app.event_loop import new_event_loop
 from tallystick_server.app.serve import RunningServer
 from tallystick_server.app.services import migration_folders, service_names
 from tallystick_server.app.wiring import Dependencies
@@ -327,7 +328,7 @@ def serve_platform(
     address: str = "",
 ) -> Iterator[ServedPlatform]:
     """Serves in a thread until the block ends, then drains. `address`: "": a free one."""
-    loop = asyncio.new_event_loop()
+    loop = new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="platform", daemon=True)
     thread.start()
 

@@ -20,6 +20,7 @@ from tallystick_core.access import Role
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.disk_meter import DiskMeter
 from tallystick_server.app.errors import StartupError
+from tallystick_server.app.event_loop import GC_THRESHOLDS, new_event_loop
 from tallystick_server.app.grpc_servers import create_servers, disconnect_clients
 from tallystick_server.app.http_serving import (
     HEALTH_NOTICE_SECONDS,
@@ -295,17 +296,10 @@ def _check_payout_service(names: Sequence[str], settings: Settings) -> None:
 
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Runs a coroutine as the process's main work, on the fastest event loop available."""
-    # messages and rows have no reference cycles, and the search for them was costly
-    gc.set_threshold(100_000, 50, 1000)
+    gc.set_threshold(*GC_THRESHOLDS)
     # threads of transactions wait less for the interpreter while the loop is busy
     sys.setswitchinterval(0.001)
-    try:
-        import uvloop  # noqa: PLC0415 - there is none for Windows
-
-        factory = uvloop.new_event_loop
-    except ImportError:
-        factory = asyncio.new_event_loop  # type: ignore[assignment]
-    with asyncio.Runner(loop_factory=factory) as runner:
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(main)
 
 
