@@ -61,14 +61,14 @@ SESSION_KEY = "the-session-key-of-the-tests-aaaaaaaa"
 SETTINGS = settings_with_callers(
     PEOPLE,
     retry=FAST_RETRY,
-    worker__scan_interval=0.2,
-    worker__monitor_interval=0.1,
-    monitoring__record_interval=0.2,
+    worker__scan_interval=0.5,
+    worker__monitor_interval=0.5,
+    monitoring__record_interval=0.5,
     console__enabled=True,
     console__session_key=SESSION_KEY,
     payout__approval_threshold={"EUR": 50_00},
     payout__destination_cooldown=0,
-    reconciliation__posting_interval=0.1,
+    reconciliation__posting_interval=0.5,
     reconciliation__approval_threshold={"EUR": 100_00},
 )
 

@@ -26,7 +26,7 @@ from tallystick_storage import outbox
 from tallystick_storage.sql import Connection, connect
 from tests.support.platform import eventually, serve_platform
 
-SETTINGS = Settings().replace(worker__monitor_interval=0.2, worker__scan_interval=0.1)
+SETTINGS = Settings().replace(worker__monitor_interval=0.2)
 RELAYING_SERVICES = [spec.name for spec in SERVICES if spec.publishes_events]
 PAYMENT_SERVICES = ("payment", "wallet", "ledger")
 """The services that publish events about a payment."""

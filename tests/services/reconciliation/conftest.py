@@ -17,7 +17,6 @@ def platform(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """All services, in development mode."""
     settings = Settings().replace(
         retry=FAST_RETRY,
-        worker__scan_interval=0.2,
         reconciliation__posting_interval=0.1,
         reconciliation__approval_threshold={"EUR": 100_000},
     )

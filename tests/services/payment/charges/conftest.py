@@ -60,9 +60,7 @@ def slow_retry_platform(
 ) -> Iterator[ServedPlatform]:
     """A platform with long retry waits."""
     with fresh_database(admin_url, tmp_path_factory.mktemp("slow_retry")) as databases:
-        with serve_platform(
-            databases, Settings().replace(retry=SLOW_RETRY, worker__scan_interval=0.2)
-        ) as served_platform:
+        with serve_platform(databases, Settings().replace(retry=SLOW_RETRY)) as served_platform:
             yield served_platform
         assert_verified(databases)
 

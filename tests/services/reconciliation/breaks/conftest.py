@@ -30,7 +30,6 @@ def platform(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """
     settings = settings_with_callers(
         CALLERS,
-        worker__scan_interval=0.2,
         reconciliation__posting_interval=0.1,
         reconciliation__approval_threshold={"EUR": 100_00, "USD": 200_00, "CHF": 0},
     )

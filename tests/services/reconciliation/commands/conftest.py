@@ -34,7 +34,6 @@ def platform(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             "viewer": ("", {Role.AUDITOR}),
         },
         retry=FAST_RETRY,
-        worker__scan_interval=0.2,
         reconciliation__posting_interval=0.1,
         reconciliation__approval_threshold={"EUR": 100_00},
     )
