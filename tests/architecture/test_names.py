@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
+from functools import cache, partial
 from threading import Lock
 from typing import Any
 
@@ -28,13 +28,21 @@ _LOG_METHODS = {"debug", "info", "warning", "error", "exception", "critical"}
 _INSTRUMENTS: tuple[Any, ...] = (*metrics.COUNTERS, *metrics.GAUGES, *metrics.HISTOGRAMS)
 
 
-def _nodes() -> Iterator[tuple[str, ast.AST]]:
+@pytest.fixture(scope="module", autouse=True)
+def _free_nodes() -> Iterator[None]:
+    yield
+    _nodes.cache_clear()
+
+
+@cache
+def _nodes() -> Sequence[tuple[str, ast.AST]]:
     """Each node of the server's code, with its file."""
-    for path in source_files("server"):
-        name = path.relative_to(ROOT).as_posix()
-        if name != _DECLARED_IN:
-            for node in ast.walk(ast.parse(path.read_text())):
-                yield name, node
+    return [
+        (name, node)
+        for path in source_files("server")
+        if (name := path.relative_to(ROOT).as_posix()) != _DECLARED_IN
+        for node in ast.walk(ast.parse(path.read_text()))
+    ]
 
 
 def _calls(functions: set[str]) -> Iterator[tuple[str, ast.Call]]:

@@ -55,7 +55,15 @@ def platform(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield served_platform
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Months by seed: one for each test, and two if thorough."""
+    if metafunc.function is test_a_month_without_faults_leaves_nothing_open:
+        seeds = [1, 2]
+    else:
+        seeds = [3, 4]
+    metafunc.parametrize("seed", seeds if metafunc.config.getoption("--thorough") else seeds[:1])
+
+
 def test_a_month_without_faults_leaves_nothing_open(
     platform: ServedPlatform, client: Client, seed: int
 ) -> None:
@@ -186,7 +194,6 @@ def plant(
     model.faults[movement.reference] = fault
 
 
-@pytest.mark.parametrize("seed", [3, 4])
 def test_each_fault_is_in_one_break(platform: ServedPlatform, client: Client, seed: int) -> None:
     """Lines are missing, too many, doubled, late, or have another amount, currency, sign or fee:
     each fault is one break of its kind. What each account has more than is expected and than the

@@ -72,7 +72,11 @@ def random_lines(
     return lines
 
 
-@pytest.mark.parametrize("seed", range(12))
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Four seeds, and twelve if thorough."""
+    metafunc.parametrize("seed", range(12 if metafunc.config.getoption("--thorough") else 4))
+
+
 def test_any_lines_are_explained(
     platform: ServedPlatform, client: Client, provider: Provider, seed: int
 ) -> None:
