@@ -45,7 +45,7 @@ class BuyerStatuses:
         self.answer = answer
         self.requests: list[RefreshBuyerStatusRequest] = []
 
-    async def __call__(
+    async def refresh(
         self, request: RefreshBuyerStatusRequest, **_: Any
     ) -> RefreshBuyerStatusResponse:
         self.requests.append(request)
@@ -61,5 +61,5 @@ class BuyerStatuses:
 @contextmanager
 def serve_status_page(statuses: BuyerStatuses) -> Iterator[str]:
     """Serves the page until the block ends; the URL of the server."""
-    with serve_routes(lambda: StatusPage(statuses, ServiceClient()).routes()) as url:
+    with serve_routes(lambda: StatusPage(statuses.refresh, ServiceClient()).routes()) as url:
         yield url
