@@ -101,6 +101,16 @@ class Provider:
         post(self.client, PostingKind.PAYOUT, payout_id, lines, reference, time)
         return payout_id
 
+    def payouts(self, amounts: Iterable[int]) -> None:
+        """Payouts that were paid, posted together: reconciliation reads all of them or none."""
+        request = ledger_service_pb2.BatchPostRequest(outcome_only=True)
+        for amount in amounts:
+            lines = payout_lines(self.name, "seller", "EUR", amount, 0)
+            id_, time = unique_id("pay"), to_timestamp(DAY)
+            add_posting(request, PostingKind.PAYOUT, id_, "test", lines, "", time)
+        results = self.client.ledger.BatchPost(request).results
+        assert not any(result.HasField("error") for result in results)
+
     def payout_return(self, amount: int, reference: str = "", time: datetime = DAY) -> str:
         """A payout that was returned; returns the id of the return."""
         return_id = unique_id("ret")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from itertools import count
 
 import httpx
@@ -318,6 +319,28 @@ def test_a_charge_waits_for_an_open_circuit(scratch_database: DatabaseUrls) -> N
         assert "failed: no calls are sent to the provider" in story(explanation)
 
 
+def explanation_once_paid(
+    databases: DatabaseUrls,
+    reason: RetryReason,
+    answer: Callable[[ChargeRequest], ChargeLookupOutcome],
+) -> explanation_pb2.Explanation:
+    """The explanation of a payment that is retried at once until the provider's answer is final."""
+    settings = Settings().replace(
+        retry={("", reason): RetryPolicy(RetryStrategy.FIXED, 0.01, 0.01, None)},
+        worker__scan_interval=0.02,
+    )
+    dependencies = Dependencies(providers={"sandbox": ScriptedPaymentProvider(answer)})
+    with (
+        serve_platform(databases, settings, dependencies=dependencies) as platform,
+        platform.client() as client,
+    ):
+        payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
+        assert eventually(
+            lambda: explain_payment(client, payment.checkout_id).state == "PAID", timeout_seconds=60
+        )
+        return explain_payment(client, payment.checkout_id)
+
+
 def test_the_failed_tries_stay_in_the_story_of_a_paid_order(
     scratch_database: DatabaseUrls,
 ) -> None:
@@ -337,22 +360,9 @@ def test_the_failed_tries_stay_in_the_story_of_a_paid_order(
             )
         return Unknown("status 429", RetryReason.THROTTLED, request_id=f"req_{number}")
 
-    settings = Settings().replace(
-        retry={("", RetryReason.THROTTLED): RetryPolicy(RetryStrategy.FIXED, 0.01, 0.01, None)},
-        worker__scan_interval=0.02,
-    )
-    dependencies = Dependencies(providers={"sandbox": ScriptedPaymentProvider(answer)})
-    with (
-        serve_platform(scratch_database, settings, dependencies=dependencies) as platform,
-        platform.client() as client,
-    ):
-        payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
-        assert eventually(
-            lambda: explain_payment(client, payment.checkout_id).state == "PAID", timeout_seconds=60
-        )
-        text = story(explain_payment(client, payment.checkout_id))
-        assert re.findall(r"req_\d+", text) == [f"req_{number}" for number in range(6, 27)]
-        assert text.index("req_25") < text.index("ended: SUCCEEDED") < text.index("req_26")
+    text = story(explanation_once_paid(scratch_database, RetryReason.THROTTLED, answer))
+    assert re.findall(r"req_\d+", text) == [f"req_{number}" for number in range(6, 27)]
+    assert text.index("req_25") < text.index("ended: SUCCEEDED") < text.index("req_26")
 
 
 def test_an_answer_without_a_request_id_keeps_the_earlier_one(
@@ -367,20 +377,9 @@ def test_an_answer_without_a_request_id_keeps_the_earlier_one(
             return Pending(PendingReason.PROVIDER_REVIEW, reference, request_id="req_1")
         return Succeeded(reference, request.amount, request.currency)
 
-    settings = Settings().replace(
-        retry={("", RetryReason.PENDING): RetryPolicy(RetryStrategy.FIXED, 0.01, 0.01, None)},
-        worker__scan_interval=0.02,
-    )
-    dependencies = Dependencies(providers={"sandbox": ScriptedPaymentProvider(answer)})
-    with (
-        serve_platform(scratch_database, settings, dependencies=dependencies) as platform,
-        platform.client() as client,
-    ):
-        payment = create_payment(client, "5.00", wait_for=WAIT_FOR_ACCEPTANCE)
-        assert eventually(lambda: explain_payment(client, payment.checkout_id).state == "PAID")
-        entries = explain_payment(client, payment.checkout_id).entries
-        (ended,) = (entry for entry in entries if "ended: SUCCEEDED" in entry.title)
-        assert "The provider's id of the request is req_1." in ended.detail
+    entries = explanation_once_paid(scratch_database, RetryReason.PENDING, answer).entries
+    (ended,) = (entry for entry in entries if "ended: SUCCEEDED" in entry.title)
+    assert "The provider's id of the request is req_1." in ended.detail
 
 
 def test_the_tries_of_an_outage_are_one_entry(scratch_database: DatabaseUrls) -> None:

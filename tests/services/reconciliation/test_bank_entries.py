@@ -139,8 +139,7 @@ def test_what_fits_twice_waits_for_a_person(
     ]
     reconcile(client, bank, lines)
     payouts = f"payouts/{provider.name}/clearing"
-    for amount in (31_00, 32_00, 32_00, 33_00, 34_00):
-        provider.payout(amount)
+    provider.payouts([31_00, 32_00, 32_00, 33_00, 34_00])
     provider.payout(37_00, "g")
     provider.payout(36_00, "other")
     with_statements = Provider(client)
