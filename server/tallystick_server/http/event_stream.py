@@ -13,10 +13,10 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from tallystick_server.http.errors import status_json
-from tallystick_server.http.grpc_status import status_of
 from tallystick_server.http.request import Request
 from tallystick_server.http.responses import JSON_HEADERS
 from tallystick_server.rpc.errors import shutting_down_error, to_status
+from tallystick_server.rpc.grpc_status import status_of
 
 HEARTBEAT_SECONDS = 15.0
 """The longest time without a byte."""

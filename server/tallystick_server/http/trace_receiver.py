@@ -15,10 +15,10 @@ from opentelemetry.proto.trace.v1 import trace_pb2 as otlp
 from tallystick.monitoring.v1 import monitoring_service_pb2, trace_pb2
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_server.http.errors import HttpError, error_response
-from tallystick_server.http.grpc_status import status_of
 from tallystick_server.http.request import Request
 from tallystick_server.http.routing import Handler, Route
 from tallystick_server.http.transcoder import read_metadata, require_loopback
+from tallystick_server.rpc.grpc_status import status_of
 from tallystick_server.rpc.message_limits import MAX_ITEMS
 
 PATH = "/v1/traces"

@@ -20,13 +20,13 @@ from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_server.http.binding import RequestBinder
 from tallystick_server.http.errors import HttpError, error_response
 from tallystick_server.http.event_stream import EventStream
-from tallystick_server.http.grpc_status import status_of
 from tallystick_server.http.http_rules import HttpRule
 from tallystick_server.http.message_encoder import encoder
 from tallystick_server.http.request import Request
 from tallystick_server.http.responses import json_response
 from tallystick_server.http.routing import Handler, Route
 from tallystick_server.observability.tracing import is_traceparent
+from tallystick_server.rpc.grpc_status import status_of
 
 REQUEST_TIMEOUT = "Request-Timeout"
 REPLAYED, TRACE_ID = "Idempotent-Replayed", "Trace-Id"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -13,6 +13,8 @@ import grpc
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_server.observability import names
 from tallystick_server.observability.tracing import client_span, traceparent, tracestate
+from tallystick_server.rpc.errors import from_status
+from tallystick_server.rpc.grpc_status import status_of
 from tallystick_storage.database import in_transaction
 
 log = logging.getLogger(__name__)
@@ -44,16 +46,23 @@ _CALLER_REJECTED_CODES = frozenset(
 
 class ServiceCallRejected(Exception):
     """Another service rejected a call with a status that a retry does not change. `method`: such as
-    "tallystick.wallet.v1.WalletService/BatchCredit".
+    "tallystick.wallet.v1.WalletService/BatchCredit"; `metadata`: of its ErrorInfo.
     """
 
     def __init__(
-        self, method: str, status: str, message: str, *, rejects_caller: bool = False
+        self,
+        method: str,
+        status: str,
+        message: str,
+        *,
+        rejects_caller: bool = False,
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(f"{method} was rejected: {status} {message}")
         self.method = method
         self.status = status
         self.message = message
+        self.metadata = metadata or {}
         self.rejects_caller = rejects_caller
         """The service rejects this caller, or does not know the method. Every item would be
         rejected, and none is at fault.
@@ -167,6 +176,7 @@ class ServiceClient:
                     error.code().name,
                     error.details() or "",
                     rejects_caller=error.code() in _CALLER_REJECTED_CODES,
+                    metadata=from_status(status_of(error)).metadata,
                 ) from error
 
     async def _call_with_retries(self, method: Callable[..., Awaitable[R]], request: Any) -> R:

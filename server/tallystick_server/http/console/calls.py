@@ -17,10 +17,10 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_server.http.console.values import Values, to_values
 from tallystick_server.http.errors import HTTP_STATUS_BY_CODE
-from tallystick_server.http.grpc_status import status_of
 from tallystick_server.http.message_decoder import decode_message
 from tallystick_server.http.transcoder import DEFAULT_TIMEOUT, DEFAULT_TIMEOUTS, grpc_call
 from tallystick_server.rpc.errors import to_status
+from tallystick_server.rpc.grpc_status import status_of
 
 _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,10}", re.ASCII)
 _UNCERTAIN_REASONS = frozenset(
