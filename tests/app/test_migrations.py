@@ -114,7 +114,7 @@ def test_a_newer_schema_is_accepted_if_its_migration_allows(
     [
         ("payment", "payment_0001"),
         ("payout", "payout_0001"),
-        ("reconciliation", "reconciliation_0002"),
+        ("reconciliation", "reconciliation_0004"),
     ],
 )
 def test_each_schema_names_the_oldest_processes_that_work_with_it(

@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from tallystick_core.reconciliation.breaks import BreakKind
 from tallystick_server.app import services
 from tallystick_server.app.database import schema
 from tallystick_server.app.database.connections import DatabaseUrls
@@ -174,3 +175,38 @@ def test_an_entry_that_an_old_process_stores_meanwhile_is_summed(
     with psycopg.connect(databases.admin) as connection:
         connection.execute("delete from reconciliation.open_item")
     assert query(_SUMS) == []
+
+
+@pytest.mark.parametrize("databases", ["0004_booking_checks.py"], indirect=True)
+def test_breaks_may_be_about_bookings(
+    databases: DatabaseUrls, query: Callable[[str], list[Any]]
+) -> None:
+    """The kinds of the checks of bookings are allowed as the earlier ones are, and no others."""
+
+    def set_kind(kind: str) -> None:
+        with psycopg.connect(databases.admin) as connection:
+            connection.execute("set session_replication_role = replica")  # without events
+            connection.execute(
+                "update reconciliation.break set kind = %s where break_id = 'b-1'", [kind]
+            )
+
+    with psycopg.connect(databases.admin) as connection:
+        connection.execute("set session_replication_role = replica")
+        connection.execute(
+            """
+            insert into reconciliation.break (break_id, kind, rule_version, break_class, account,
+                currency, difference, detail, statement_file_id, state, assignee, proposed_by,
+                version, create_time, update_time)
+            values ('b-1', 'RESERVE', 1, 'FINANCE', 'psp/p/clearing', 'EUR', 0, '', '', 'OPEN', '',
+                '', 1, '2026-01-05Z', '2026-01-05Z')
+            """
+        )
+    with pytest.raises(psycopg.errors.CheckViolation):
+        set_kind("HOLD_DIFFERS")
+    migrate(databases.admin, databases.passwords)
+    for kind in BreakKind:
+        set_kind(kind)
+    with pytest.raises(psycopg.errors.CheckViolation):
+        set_kind("OTHER")
+    assert query("select kind from break") == [list(BreakKind)[-1]]
+    assert all(query("select convalidated from pg_constraint where conname like '%kind_check'"))

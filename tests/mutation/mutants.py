@@ -1343,6 +1343,34 @@ MUTANTS = (
     ),
     # reconciliation
     Mutant(
+        "the transaction of an order is not compared",
+        "server/tallystick_core/reconciliation/bookings.py",
+        "None if in_ledger is None else in_ledger.get(key, 0),",
+        "None,",
+        "tests/services/reconciliation/test_booking_checks.py",
+    ),
+    Mutant(
+        "a hold that has ended counts as held",
+        f"{_SERVER}/reconciliation/booking_checks.py",
+        "    if any(entry.kind in _HOLD_ENDS for entry in entries):\n        return {}\n",
+        "",
+        "tests/services/reconciliation/test_booking_checks.py",
+    ),
+    Mutant(
+        "a break of a check ends although the difference is there",
+        f"{_SERVER}/reconciliation/booking_checks.py",
+        "found = {item.key for item in compared.differences} | {",
+        "found = {",
+        "tests/services/reconciliation/test_booking_checks.py",
+    ),
+    Mutant(
+        "a check starts again at a cursor that is gone",
+        f"{_SERVER}/reconciliation/booking_checks.py",
+        "await self._store([], int(nearest))",
+        "await self._store([], cursor)",
+        "tests/services/reconciliation/test_booking_checks.py",
+    ),
+    Mutant(
         "a second report of a charge waits for the ledger",
         "server/tallystick_core/reconciliation/classify.py",
         "if line.is_charge_taken or (line.is_order_taken and not has_reference):",

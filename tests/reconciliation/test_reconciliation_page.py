@@ -31,5 +31,5 @@ def test_the_page_has_the_limits_of_the_rules() -> None:
 
 
 def test_the_page_names_the_kinds_that_can_only_be_accepted() -> None:
-    assert {kind for kind, *_ in _ROWS[-4:]} == KINDS_OF_BALANCES
-    assert "resolves the last four kinds" in _PAGE
+    assert {kind for kind, *_ in _ROWS[-6:]} == KINDS_OF_BALANCES
+    assert "resolves the last six kinds" in _PAGE

@@ -49,6 +49,8 @@ class BreakKind(StrEnum):
     BALANCE_DIFFERS = "BALANCE_DIFFERS"
     LEDGER_UNBALANCED = "LEDGER_UNBALANCED"
     WALLET_DIFFERS = "WALLET_DIFFERS"
+    ORDER_DIFFERS = "ORDER_DIFFERS"
+    HOLD_DIFFERS = "HOLD_DIFFERS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,8 @@ BUILT_IN_RULES: tuple[BreakRule, ...] = (
     BreakRule(BreakKind.BALANCE_DIFFERS, 1, _FINANCE),
     BreakRule(BreakKind.LEDGER_UNBALANCED, 1, _INVESTIGATION),
     BreakRule(BreakKind.WALLET_DIFFERS, 1, _INVESTIGATION),
+    BreakRule(BreakKind.ORDER_DIFFERS, 1, _INVESTIGATION),
+    BreakRule(BreakKind.HOLD_DIFFERS, 1, _INVESTIGATION),
 )
 """The first version of each rule."""
 KINDS_WITH_REMEDY = frozenset(
@@ -121,6 +125,8 @@ KINDS_OF_BALANCES = frozenset(
         BreakKind.BALANCE_DIFFERS,
         BreakKind.LEDGER_UNBALANCED,
         BreakKind.WALLET_DIFFERS,
+        BreakKind.ORDER_DIFFERS,
+        BreakKind.HOLD_DIFFERS,
     }
 )
 """They have neither lines nor entries, so nothing can be posted for them."""

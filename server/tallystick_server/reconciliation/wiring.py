@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.wiring import Service, ServiceImplementation, Wiring
 from tallystick_server.operations.periodic import Periodic
+from tallystick_server.reconciliation.balance_checks import BalanceChecks
+from tallystick_server.reconciliation.booking_checks import BookingChecks
 from tallystick_server.reconciliation.break_commands import BreakCommands
 from tallystick_server.reconciliation.explain import Explainer
 from tallystick_server.reconciliation.handlers import ACCESS, ReconciliationHandlers
-from tallystick_server.reconciliation.internal_checks import InternalChecks
 from tallystick_server.reconciliation.ledger_reader import LedgerReader
 from tallystick_server.reconciliation.lookup_requests import LookupRequests
 from tallystick_server.reconciliation.posting_sender import PostingSender
@@ -30,7 +32,16 @@ def _build(wiring: Wiring, database: Database) -> Service:
     files = StatementFiles(database)
     reader = LedgerReader(database, wiring.service_client, ledger)
     sender = PostingSender(database, wiring.service_client, ledger, reader)
-    checks = InternalChecks(database, wiring.service_client, ledger, wiring.addresses["wallet"])
+    wallet = wiring.addresses["wallet"]
+    balance_checks = BalanceChecks(database, wiring.service_client, ledger, wallet)
+    booking_checks = BookingChecks(
+        database,
+        wiring.service_client,
+        wiring.addresses["event"],
+        wallet,
+        ledger,
+        timedelta(seconds=settings.check_interval),
+    )
     lookups = LookupRequests(
         database,
         wiring.service_client,
@@ -57,7 +68,12 @@ def _build(wiring: Wiring, database: Database) -> Service:
         handlers,
         [
             Periodic("reconciliation.postings", settings.posting_interval, sender.run_once),
-            Periodic("reconciliation.checks", settings.check_interval, checks.run_once),
+            Periodic(
+                "reconciliation.balance_checks", settings.check_interval, balance_checks.run_once
+            ),
+            Periodic(
+                "reconciliation.booking_checks", settings.check_interval, booking_checks.run_once
+            ),
             Periodic("reconciliation.lookups", settings.lookup_interval, lookups.run_once),
             Periodic("reconciliation.cleaning", _CLEANING_INTERVAL_SECONDS, files.delete_abandoned),
         ],

@@ -16,7 +16,7 @@ from tallystick.reconciliation.v1 import reconciliation_service_pb2 as pb
 from tallystick_core.ledger.posting_rules import JournalLine, PostingKind
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.services import service_names
-from tallystick_server.reconciliation import internal_checks
+from tallystick_server.reconciliation import check_breaks
 from tallystick_storage.reconciliation import breaks as break_store
 from tests.support.break_operator import Operator
 from tests.support.platform import (
@@ -169,7 +169,7 @@ def test_two_checks_at_once_open_one_break(
 
     monkeypatch.setattr(break_store, "list_remaining", list_together)
     # as if each ran in another second
-    monkeypatch.setattr(internal_checks, "_break_id", lambda *_: unique_id("c"))
+    monkeypatch.setattr(check_breaks, "_break_id", lambda *_: unique_id("c"))
     with serve_platform(
         platform.databases,
         platform.settings.replace(

@@ -51,6 +51,15 @@ def resource_path(resource_name: str) -> str:
     return path_of(page, key.partition("/")[0] if collection == "wallets" else key)
 
 
+def _account_or_resource(account: str) -> str:
+    """The page of the account of a break, which for an internal check may be an order or a payout.
+    Accounts of payouts have a name after their provider.
+    """
+    collection, _, key = account.partition("/")
+    is_resource = collection in ("paymentOrders", "payouts") and key and "/" not in key
+    return resource_path(account) if is_resource else account_path(account)
+
+
 def _page(name: str) -> Callable[[str], str]:
     return lambda key: path_of(name, key)
 
@@ -68,7 +77,7 @@ _BY_FIELD: Mapping[str, Callable[[str], str]] = {
     "transaction_id": _page("transactions"),
     "reverses_transaction_id": _page("transactions"),
     "reversed_by_transaction_id": _page("transactions"),
-    "account": account_path,
+    "account": _account_or_resource,
     "resource_name": resource_path,
     "source_id": resource_path,
 }

@@ -249,6 +249,12 @@ class _BreakKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BreakKind.V
     """The accounts of the ledger do not sum to zero in a currency. The account is "ledger"."""
     BREAK_KIND_WALLET_DIFFERS: _BreakKind.ValueType  # 26
     """A wallet has another balance than the account of its seller, and not only while it is booked."""
+    BREAK_KIND_ORDER_DIFFERS: _BreakKind.ValueType  # 27
+    """What an order says of its booking differs from the wallet or the ledger. The account is
+    "paymentOrders/{payment_order_id}".
+    """
+    BREAK_KIND_HOLD_DIFFERS: _BreakKind.ValueType  # 28
+    """A payout has another hold than its state requires. The account is "payouts/{payout_id}"."""
 
 class BreakKind(_BreakKind, metaclass=_BreakKindEnumTypeWrapper):
     """What differs."""
@@ -315,6 +321,12 @@ BREAK_KIND_LEDGER_UNBALANCED: BreakKind.ValueType  # 25
 """The accounts of the ledger do not sum to zero in a currency. The account is "ledger"."""
 BREAK_KIND_WALLET_DIFFERS: BreakKind.ValueType  # 26
 """A wallet has another balance than the account of its seller, and not only while it is booked."""
+BREAK_KIND_ORDER_DIFFERS: BreakKind.ValueType  # 27
+"""What an order says of its booking differs from the wallet or the ledger. The account is
+"paymentOrders/{payment_order_id}".
+"""
+BREAK_KIND_HOLD_DIFFERS: BreakKind.ValueType  # 28
+"""A payout has another hold than its state requires. The account is "payouts/{payout_id}"."""
 Global___BreakKind: _TypeAlias = BreakKind  # noqa: Y015
 
 class _BreakState:

@@ -1,5 +1,5 @@
-"""Compares the ledger with itself and with the wallets, by the calls of the services. What differs
-becomes a break.
+"""Compares the balances of the ledger with each other and with the wallets, by the calls of the
+services. What differs becomes a break.
 
 Wallet and ledger are read at different moments, and a payment that is being booked is in one of
 them first. So only a difference that two checks find is a break; it ends once it is gone.
@@ -8,59 +8,33 @@ them first. So only a difference that two checks find is a break; it ends once i
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
-from hashlib import sha256
 
 from tallystick.ledger.v1 import ledger_service_pb2, ledger_service_pb2_grpc
 from tallystick.wallet.v1 import wallet_service_pb2, wallet_service_pb2_grpc
-from tallystick_core.ledger.identifiers import BOOK
 from tallystick_core.money import MAX_BALANCE, format_amount, parse_signed_amount
-from tallystick_core.reconciliation.breaks import (
-    BreakAction,
-    BreakKind,
-    BreakState,
-    Resolution,
-)
+from tallystick_core.reconciliation.breaks import BreakKind
 from tallystick_server.observability.tracing import traceparent
-from tallystick_server.reconciliation.break_resolution import (
-    PLATFORM,
-    change_breaks,
-    resolve_by_platform,
+from tallystick_server.reconciliation.check_breaks import (
+    Difference,
+    DifferenceKey,
+    end_breaks,
+    open_breaks,
 )
-from tallystick_server.reconciliation.events import record_break_changes
-from tallystick_server.reconciliation.rules import load_rules
 from tallystick_server.rpc.service_client import ServiceClient
 from tallystick_storage.database import Database
-from tallystick_storage.reconciliation import breaks as store
-from tallystick_storage.reconciliation import ledger_items
 from tallystick_storage.sql import Connection
 
 _PAGE_SIZE = 200
 _MAX_BREAKS = 200
 _KINDS = (BreakKind.LEDGER_UNBALANCED, BreakKind.WALLET_DIFFERS)
-_GONE = "the difference is gone"
 _SELLERS = "sellers/"
 
 Balance = tuple[str, str, int]
 """An account or a seller, a currency, and the balance in minor units."""
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """What should be zero. `account`: a ledger account; "ledger": the sum of all."""
-
-    kind: BreakKind
-    account: str
-    currency: str
-    amount: int
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        return (self.kind, self.account, self.currency)
-
-
-class InternalChecks:
-    """Runs the checks, and keeps what the last run found."""
+class BalanceChecks:
+    """Runs the check, and keeps what the last run found."""
 
     def __init__(
         self, database: Database, service_client: ServiceClient, ledger: str, wallet: str
@@ -69,7 +43,7 @@ class InternalChecks:
         self._service_client = service_client
         self._ledger = service_client.stub(ledger_service_pb2_grpc.LedgerServiceStub, ledger)
         self._wallet = service_client.stub(wallet_service_pb2_grpc.WalletServiceStub, wallet)
-        self._last_found: Mapping[tuple[str, str, str], Difference] = {}
+        self._last_found: Mapping[DifferenceKey, Difference] = {}
 
     async def run_once(self) -> None:
         """Compares all balances, opens the breaks of differences that stay, and ends those that are
@@ -79,9 +53,12 @@ class InternalChecks:
         staying = [item for key, item in found.items() if self._last_found.get(key) == item]
         self._last_found = found
         trace_context = traceparent()
-        await self._database.transact(
-            lambda connection: _store(connection, staying[:_MAX_BREAKS], set(found), trace_context)
-        )
+
+        def store(connection: Connection) -> None:
+            open_breaks(connection, _KINDS, staying[:_MAX_BREAKS], trace_context)
+            end_breaks(connection, _KINDS, found.keys(), trace_context)
+
+        await self._database.transact(store)
 
     async def _find_differences(self) -> AsyncIterator[Difference]:
         """The sums of the ledger that are not zero, and the wallets that differ from it."""
@@ -90,7 +67,7 @@ class InternalChecks:
         async for account, currency, balance in self._accounts():
             if not account:
                 if balance:
-                    yield Difference(BreakKind.LEDGER_UNBALANCED, "ledger", currency, balance)
+                    yield _ledger_difference(currency, balance)
                 continue
             key = (account.removeprefix(_SELLERS), currency)
             while wallet is not None and wallet[:2] < key:
@@ -136,76 +113,18 @@ class InternalChecks:
                 return
 
 
+def _ledger_difference(currency: str, amount: int) -> Difference:
+    detail = (
+        f"the accounts of the ledger sum to {format_amount(amount, currency)} {currency}, and "
+        "should to zero"
+    )
+    return Difference(BreakKind.LEDGER_UNBALANCED, "ledger", currency, amount, detail)
+
+
 def _wallet_difference(seller: str, currency: str, amount: int) -> Difference:
-    return Difference(BreakKind.WALLET_DIFFERS, f"{_SELLERS}{seller}", currency, amount)
+    detail = f"the wallet has {format_amount(amount, currency)} {currency} more than the ledger"
+    return Difference(BreakKind.WALLET_DIFFERS, f"{_SELLERS}{seller}", currency, amount, detail)
 
 
 def _minor(text: str, currency: str) -> int:
     return parse_signed_amount(text, currency, "balance", MAX_BALANCE)
-
-
-def _store(
-    connection: Connection,
-    staying: list[Difference],
-    found: set[tuple[str, str, str]],
-    trace_context: str,
-) -> None:
-    """Opens the breaks that are missing, and ends those whose difference is gone. One that was
-    accepted does not count for the next difference: a comment on it says that it is gone.
-    """
-    if staying:  # of two processes, the second sees the breaks of the first
-        ledger_items.lock_items(connection, BOOK)
-    remaining = store.list_remaining(connection, _KINDS, PLATFORM, _GONE)
-    open_breaks = {
-        (row.kind, row.account, row.currency): row
-        for row in remaining
-        if row.state != BreakState.RESOLVED
-    }
-    accepted = {
-        (row.kind, row.account, row.currency, int(row.difference))
-        for row in remaining
-        if row.state == BreakState.RESOLVED
-    }
-    rules = load_rules(connection)
-    new = [
-        store.NewBreak(
-            _break_id(item, connection),
-            item.kind,
-            rules[item.kind].version,
-            rules[item.kind].break_class,
-            item.account,
-            item.currency,
-            str(item.amount),
-            _detail(item),
-            None,
-        )
-        for item in staying
-        if item.key not in open_breaks and (*item.key, item.amount) not in accepted
-    ]
-    if new:
-        rows = store.insert(connection, new, PLATFORM, trace_context, connection.begin_time)
-        record_break_changes(connection, rows, PLATFORM, trace_context)
-    gone = store.lock_unlocked(
-        connection,
-        [row.break_id for row in remaining if (row.kind, row.account, row.currency) not in found],
-    ).values()
-    ended = [row.break_id for row in gone if row.state == BreakState.OPEN]
-    if ended:
-        resolve_by_platform(connection, ended, Resolution.MATCH, _GONE, trace_context)
-    no_longer_accepted = [row for row in gone if row.state == BreakState.RESOLVED]
-    if no_longer_accepted:
-        change_breaks(
-            connection, no_longer_accepted, BreakAction.COMMENTED, PLATFORM, _GONE, trace_context
-        )
-
-
-def _break_id(item: Difference, connection: Connection) -> str:
-    digest = sha256(" ".join(item.key).encode()).hexdigest()[:16]
-    return f"c-{digest}-{connection.begin_time:%Y%m%d%H%M%S}"
-
-
-def _detail(item: Difference) -> str:
-    amount = f"{format_amount(item.amount, item.currency)} {item.currency}"
-    if item.kind is BreakKind.LEDGER_UNBALANCED:
-        return f"the accounts of the ledger sum to {amount}, and should to zero"
-    return f"the wallet has {amount} more than the ledger"
