@@ -1359,14 +1359,14 @@ MUTANTS = (
     Mutant(
         "a break of a check ends although the difference is there",
         f"{_SERVER}/reconciliation/booking_checks.py",
-        "found = {item.key for item in compared.differences} | {",
-        "found = {",
+        "found = {item.key for item in compared.differences}\n",
+        "found = set()\n",
         "tests/services/reconciliation/test_booking_checks.py",
     ),
     Mutant(
         "a check starts again at a cursor that is gone",
         f"{_SERVER}/reconciliation/booking_checks.py",
-        "await self._store([], int(nearest))",
+        "await self._store([], int(next_cursor))",
         "await self._store([], cursor)",
         "tests/services/reconciliation/test_booking_checks.py",
     ),

@@ -18,6 +18,8 @@ from tallystick_server.reconciliation.check_breaks import (
     Difference,
     DifferenceKey,
     end_breaks,
+    key_of,
+    list_remaining,
     open_breaks,
 )
 from tallystick_server.rpc.service_client import ServiceClient
@@ -56,7 +58,12 @@ class BalanceChecks:
 
         def store(connection: Connection) -> None:
             open_breaks(connection, _KINDS, staying[:_MAX_BREAKS], trace_context)
-            end_breaks(connection, _KINDS, found.keys(), trace_context)
+            gone = [
+                row.break_id
+                for row in list_remaining(connection, _KINDS)
+                if key_of(row) not in found
+            ]
+            end_breaks(connection, gone, trace_context)
 
         await self._database.transact(store)
 

@@ -2,7 +2,8 @@
 the services. What differs becomes a break.
 
 Events name the orders and payouts that changed. What has changed lately may still be in motion, so
-it is compared once it is old enough. A booking that takes longer is a break until it has ended.
+it is compared once it is old enough. An order whose booking takes longer is a break until it is
+booked.
 """
 
 from __future__ import annotations
@@ -47,10 +48,9 @@ _KINDS = (BreakKind.ORDER_DIFFERS, BreakKind.HOLD_DIFFERS)
 _PAGE_SIZE = 200
 """Events that are examined together."""
 _MAX_SUBJECTS = 20
-"""Orders and payouts that are compared at once. A call lists all of their entries: each has at most
-one of each kind.
-"""
+"""Orders and payouts that are compared at once."""
 _MAX_LISTED = 200
+"""Entries and transactions: enough for all of these, because each has at most one of each kind."""
 _MAX_LISTED_EVENTS = 200
 _MAX_VERSIONS = 10_000
 """Of an order or a payout; far more than any has."""
@@ -81,7 +81,7 @@ _HOLD_ENDS = frozenset(
 
 
 class _Comparison(NamedTuple):
-    """What some orders and payouts differ in. `undecided`: those that changed lately, or whose
+    """The differences of some orders and payouts. `undecided`: those that changed lately, or whose
     booking has not ended.
     """
 
@@ -125,12 +125,16 @@ class BookingChecks:
         if not remaining:
             return
         compared = await self._compare(sorted({row.account for row in remaining}), until)
-        found = {item.key for item in compared.differences} | {
-            key_of(row) for row in remaining if row.account in compared.undecided
-        }
+        found = {item.key for item in compared.differences}
+        # not those that another process has found meanwhile: they were not compared
+        gone = [
+            row.break_id
+            for row in remaining
+            if row.account not in compared.undecided and key_of(row) not in found
+        ]
         trace_context = traceparent()
         await self._database.transact(
-            lambda connection: end_breaks(connection, _KINDS, found, trace_context)
+            lambda connection: end_breaks(connection, gone, trace_context)
         )
 
     async def _examine_page(self, until: int) -> bool:
@@ -143,10 +147,10 @@ class BookingChecks:
             page = await self._read_events(request, _PAGE_SIZE)
         except ServiceCallRejected as error:
             # events were deleted after their retention, or the database of events was restored
-            nearest = error.metadata.get("oldest") or error.metadata.get("last")
-            if nearest is None:
+            next_cursor = error.metadata.get("oldest") or error.metadata.get("last")
+            if next_cursor is None:
                 raise
-            await self._store([], int(nearest))
+            await self._store([], int(next_cursor))
             return True
         events = list(takewhile(lambda event: event.create_time.ToNanoseconds() <= until, page))
         if not events:
@@ -249,8 +253,8 @@ class BookingChecks:
 
 
 def _subjects(events: Iterable[event_pb2.Event]) -> set[str]:
-    """The orders that are booked or have a transaction, and the payouts that changed or have a
-    hold.
+    """The orders that are booked or have a credit or a transaction, and the payouts that changed or
+    have a hold. A credit that is released is an event too, so its order is compared again.
     """
     subjects = set()
     for event in events:
@@ -261,8 +265,12 @@ def _subjects(events: Iterable[event_pb2.Event]) -> set[str]:
                 subjects.add(f"{_ORDERS}{event.transaction.source_id}")
             case "payout":
                 subjects.add(event.aggregate_id)
-            case "wallet_entry" if event.wallet_entry.source_id.startswith(_PAYOUTS):
-                subjects.add(event.wallet_entry.source_id)
+            case "wallet_entry":
+                source_id = event.wallet_entry.source_id
+                if source_id.startswith(_PAY_IN):
+                    subjects.add(f"{_ORDERS}{source_id.removeprefix(_PAY_IN)}")
+                elif source_id.startswith(_PAYOUTS):
+                    subjects.add(source_id)
     return subjects
 
 
@@ -328,7 +336,7 @@ def _expected_credit(event: event_pb2.Event | None) -> Amounts:
 
 
 def _expected_hold(event: event_pb2.Event | None) -> Amounts | None:
-    """What must be held for a payout; None: its hold is being placed, or ended."""
+    """What must be held for a payout; None: its hold is being placed or released."""
     if event is None:
         return {}
     payout = event.payout

@@ -4,7 +4,7 @@ difference is gone.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -91,23 +91,16 @@ def open_breaks(
         record_break_changes(connection, rows, PLATFORM, trace_context)
 
 
-def end_breaks(
-    connection: Connection,
-    kinds: Sequence[BreakKind],
-    found: Collection[DifferenceKey],
-    trace_context: str,
-) -> None:
-    """Ends the breaks whose difference was not found again. One that was accepted does not count
-    for the next difference: a comment on it says that it is gone.
+def end_breaks(connection: Connection, break_ids: Sequence[str], trace_context: str) -> None:
+    """Ends breaks whose difference is gone. One that was accepted does not count for the next
+    difference: a comment on it says that it is gone.
     """
-    gone = store.lock_unlocked(
-        connection,
-        [row.break_id for row in list_remaining(connection, kinds) if key_of(row) not in found],
-    ).values()
+    # an operator may be deciding on them, or another process may have ended them
+    gone = store.lock_unlocked(connection, break_ids).values()
     ended = [row.break_id for row in gone if row.state == BreakState.OPEN]
     if ended:
         resolve_by_platform(connection, ended, Resolution.MATCH, _GONE, trace_context)
-    no_longer_accepted = [row for row in gone if row.state == BreakState.RESOLVED]
+    no_longer_accepted = [row for row in gone if row.resolution == Resolution.ACCEPT]
     if no_longer_accepted:
         change_breaks(
             connection, no_longer_accepted, BreakAction.COMMENTED, PLATFORM, _GONE, trace_context

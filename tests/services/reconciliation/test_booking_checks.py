@@ -4,25 +4,31 @@ becomes a break.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg
 import pytest
 
 from tallystick import Client, new_order
-from tallystick.event.v1 import event_service_pb2
+from tallystick.event.v1 import event_pb2, event_service_pb2
 from tallystick.payout.v1 import payout_service_pb2
 from tallystick.reconciliation.v1 import reconciliation_pb2
+from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.ledger.posting_rules import JournalLine, PostingKind
+from tallystick_core.reconciliation.breaks import BreakKind
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.reconciliation import booking_checks
+from tallystick_server.reconciliation.booking_checks import BookingChecks
+from tallystick_server.reconciliation.check_breaks import Difference, open_breaks
 from tests.support.break_operator import Operator
 from tests.support.payouts import create_destination, create_payout, get_payout, state_name
 from tests.support.platform import FAST_RETRY, eventually, serve_platform
 from tests.support.reconciliation import breaks_of, post
 
+_KIND = BreakKind.ORDER_DIFFERS
 _ORDER_DIFFERS = reconciliation_pb2.BREAK_KIND_ORDER_DIFFERS
 _HOLD_DIFFERS = reconciliation_pb2.BREAK_KIND_HOLD_DIFFERS
 _OPEN = reconciliation_pb2.BREAK_STATE_OPEN
@@ -190,6 +196,59 @@ def test_what_is_booked_for_no_order_is_a_break(scratch_database: DatabaseUrls) 
         post(client, PostingKind.PAY_IN, "o-other", lines)
         assert eventually(lambda: breaks_of(client, account="paymentOrders/o-other"))
         assert len(breaks_of(client, account="paymentOrders/o-none")) == 1
+
+
+def test_a_credit_of_no_order_is_a_break(scratch_database: DatabaseUrls) -> None:
+    """Nor has the ledger anything of it."""
+    request = wallet_service_pb2.BatchCreditRequest()
+    request.credits.add(
+        source_id="PAY_IN/o-none", caller="x", seller_account="s", amount="4.00", currency="EUR"
+    )
+    with _serve_with_checks(scratch_database) as client:
+        assert not client.wallet.BatchCredit(request).results[0].HasField("error")
+        (only,) = eventually(lambda: breaks_of(client, kind=_ORDER_DIFFERS))
+        assert (only.account, only.difference) == ("paymentOrders/o-none", "4.00")
+
+
+def test_an_order_is_compared_again_once_its_credit_is_released() -> None:
+    """Before, its wallet may have changed too lately to be compared, and it has no other event."""
+    entry = wallet_pb2.WalletEntry(
+        kind=wallet_pb2.WALLET_ENTRY_KIND_RELEASE, source_id="PAY_IN/o-1"
+    )
+    assert booking_checks._subjects([event_pb2.Event(wallet_entry=entry)]) == {"paymentOrders/o-1"}
+
+
+def test_a_break_that_another_process_finds_meanwhile_is_not_ended(
+    scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process compares the breaks that it knows, and another opens one before that ends."""
+    compare, opened = BookingChecks._compare, list[str]()
+
+    async def compare_slowly(checks: BookingChecks, subjects: Sequence[str], until: int) -> Any:
+        result = await compare(checks, subjects, until)
+        if subjects == ["paymentOrders/o-1"] and opened == ["armed"]:
+            other = Difference(_KIND, "paymentOrders/o-none", "EUR", 5_00, "found by the other")
+            await checks._database.transact(
+                lambda connection: open_breaks(connection, [_KIND], [other], "")
+            )
+            opened.append(other.account)
+        return result
+
+    monkeypatch.setattr(BookingChecks, "_compare", compare_slowly)
+    with _without_checks(scratch_database) as client:
+        _sale(client, "o-1")
+    _edit(scratch_database, "update ledger.tx set source_id = 'lost' where source_id = 'o-1'")
+    with _with_checks(scratch_database) as client:
+        opened.append("armed")
+        lines = [
+            JournalLine("psp/p/clearing", "EUR", -5_00),
+            JournalLine("sellers/s", "EUR", 5_00),
+        ]
+        post(client, PostingKind.PAY_IN, "o-none", lines)
+        assert eventually(lambda: len(opened) == 2)
+        _wait_until_checked(scratch_database, client)
+        (only,) = breaks_of(client, account="paymentOrders/o-none")
+        assert (only.state, only.detail) == (_OPEN, "found by the other")
 
 
 @pytest.mark.parametrize(

@@ -325,7 +325,7 @@ class ReconciliationSection(Section):
     """How often the ledger is read, and what reconciliation has decided is posted to it."""
     check_interval: Seconds = Field(default=3600.0, ge=0.05, le=86_400)
     """How often the ledger is compared with itself and with the wallets, and orders and payouts
-    with what is booked for them, once their last change is so old.
+    with what is booked for them, once their last change is older than this.
     """
     lookup_interval: Seconds = Field(default=60.0, ge=0.05, le=3600)
     """How often PaymentService and PayoutService are asked to look up what a statement has and the

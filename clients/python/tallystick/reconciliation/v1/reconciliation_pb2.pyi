@@ -254,7 +254,9 @@ class _BreakKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BreakKind.V
     "paymentOrders/{payment_order_id}".
     """
     BREAK_KIND_HOLD_DIFFERS: _BreakKind.ValueType  # 28
-    """A payout has another hold than its state requires. The account is "payouts/{payout_id}"."""
+    """A payout has no hold although its state requires one, or has another one, or still has it. The
+    account is "payouts/{payout_id}".
+    """
 
 class BreakKind(_BreakKind, metaclass=_BreakKindEnumTypeWrapper):
     """What differs."""
@@ -326,7 +328,9 @@ BREAK_KIND_ORDER_DIFFERS: BreakKind.ValueType  # 27
 "paymentOrders/{payment_order_id}".
 """
 BREAK_KIND_HOLD_DIFFERS: BreakKind.ValueType  # 28
-"""A payout has another hold than its state requires. The account is "payouts/{payout_id}"."""
+"""A payout has no hold although its state requires one, or has another one, or still has it. The
+account is "payouts/{payout_id}".
+"""
 Global___BreakKind: _TypeAlias = BreakKind  # noqa: Y015
 
 class _BreakState:
