@@ -57,7 +57,7 @@ class BalanceChecks:
         trace_context = traceparent()
 
         def store(connection: Connection) -> None:
-            open_breaks(connection, _KINDS, staying[:_MAX_BREAKS], trace_context)
+            open_breaks(connection, staying[:_MAX_BREAKS], trace_context)
             gone = [
                 row.break_id
                 for row in list_remaining(connection, _KINDS)

@@ -164,7 +164,7 @@ class BookingChecks:
         trace_context = traceparent()
 
         def store(connection: Connection) -> None:
-            open_breaks(connection, _KINDS, differences, trace_context)
+            open_breaks(connection, differences, trace_context)
             check_positions.store(connection, _CHECK_NAME, cursor)
 
         await self._database.transact(store, idempotent=True)

@@ -55,17 +55,14 @@ def list_remaining(connection: Connection, kinds: Sequence[BreakKind]) -> list[s
 
 
 def open_breaks(
-    connection: Connection,
-    kinds: Sequence[BreakKind],
-    differences: Sequence[Difference],
-    trace_context: str,
+    connection: Connection, differences: Sequence[Difference], trace_context: str
 ) -> None:
     """Opens the breaks that are missing. A difference that was accepted is no new break."""
     if not differences:
         return
     # of two processes, the second sees the breaks of the first
     ledger_items.lock_items(connection, BOOK)
-    remaining = list_remaining(connection, kinds)
+    remaining = list_remaining(connection, sorted({item.kind for item in differences}))
     open_keys = {key_of(row) for row in remaining if row.state != BreakState.RESOLVED}
     accepted = {
         (*key_of(row), int(row.difference)) for row in remaining if row.state == BreakState.RESOLVED

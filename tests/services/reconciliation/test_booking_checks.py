@@ -228,9 +228,7 @@ def test_a_break_that_another_process_finds_meanwhile_is_not_ended(
         result = await compare(checks, subjects, until)
         if subjects == ["paymentOrders/o-1"] and opened == ["armed"]:
             other = Difference(_KIND, "paymentOrders/o-none", "EUR", 5_00, "found by the other")
-            await checks._database.transact(
-                lambda connection: open_breaks(connection, [_KIND], [other], "")
-            )
+            await checks._database.transact(lambda connection: open_breaks(connection, [other], ""))
             opened.append(other.account)
         return result
 

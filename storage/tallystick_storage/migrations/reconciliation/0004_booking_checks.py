@@ -18,11 +18,9 @@ _KINDS = """
 
 
 def _allow_kinds(table: str) -> str:
-    """The rows are validated after the lock, which waits for nobody who writes."""
     return f"""
 alter table {table} drop constraint {table}_kind_check,
-    add constraint {table}_kind_check check (kind in ({_KINDS})) not valid;
-alter table {table} validate constraint {table}_kind_check;
+    add constraint {table}_kind_check check (kind in ({_KINDS}));
 """
 
 
