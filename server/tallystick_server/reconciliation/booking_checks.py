@@ -82,11 +82,12 @@ _HOLD_ENDS = frozenset(
 
 class _Comparison(NamedTuple):
     """The differences of some orders and payouts. `undecided`: those that changed lately, or whose
-    booking has not ended.
+    booking has not ended; `without_event`: those of which no event is left, or none has come.
     """
 
     differences: Sequence[Difference]
     undecided: frozenset[str]
+    without_event: frozenset[str]
 
 
 class BookingChecks:
@@ -127,10 +128,11 @@ class BookingChecks:
         compared = await self._compare(sorted({row.account for row in remaining}), until)
         found = {item.key for item in compared.differences}
         # not those that another process has found meanwhile: they were not compared
+        unknown = compared.undecided | compared.without_event
         gone = [
             row.break_id
             for row in remaining
-            if row.account not in compared.undecided and key_of(row) not in found
+            if row.account not in unknown and key_of(row) not in found
         ]
         trace_context = traceparent()
         await self._database.transact(
@@ -179,7 +181,7 @@ class BookingChecks:
     async def _compare(self, subjects: Sequence[str], until: int) -> _Comparison:
         """Compares orders and payouts, by the ids that their events have."""
         differences: list[Difference] = []
-        undecided = set()
+        undecided, without_event = set(), set()
         for start in range(0, len(subjects), _MAX_SUBJECTS):
             part = subjects[start : start + _MAX_SUBJECTS]
             states = await self._latest_states(part)
@@ -193,13 +195,15 @@ class BookingChecks:
                     transactions.get(subject),
                 )
                 booking = found.to_booking() if found.is_older_than(until) else None
+                if found.event is None:
+                    without_event.add(subject)
                 if booking is None:
                     undecided.add(subject)
                 else:
                     differences += [
                         _to_difference(subject, item) for item in find_differences(booking)
                     ]
-        return _Comparison(differences, frozenset(undecided))
+        return _Comparison(differences, frozenset(undecided), frozenset(without_event))
 
     async def _latest_states(self, subjects: Sequence[str]) -> Mapping[str, event_pb2.Event]:
         """The last event of each subject that has any."""

@@ -182,6 +182,26 @@ def test_an_order_without_its_transaction_is_a_break(scratch_database: DatabaseU
         assert (only.kind, only.difference) == (_ORDER_DIFFERS, "-9.00")
 
 
+def test_a_break_whose_events_are_deleted_stays_open(scratch_database: DatabaseUrls) -> None:
+    """Nothing says any more that the order is booked, but the money is still missing."""
+    with _without_checks(scratch_database) as client:
+        _sale(client, "o-1")
+    for table in ("wallet.wallet_entry", "ledger.tx"):
+        prefix = "PAY_IN/" if table == "wallet.wallet_entry" else ""
+        _edit(
+            scratch_database,
+            f"update {table} set source_id = '{prefix}lost' where source_id = '{prefix}o-1'",
+        )
+    with _with_checks(scratch_database) as client:
+        assert [item.account for item in breaks_of(client)] == ["paymentOrders/o-1"]
+        with psycopg.connect(scratch_database.admin) as admin:
+            admin.execute("set session_replication_role = replica")
+            admin.execute("delete from event.event where aggregate_id = 'paymentOrders/o-1'")
+        _sale(client, "o-2")
+        _wait_until_checked(scratch_database, client)
+        assert [item.state for item in breaks_of(client)] == [_OPEN]
+
+
 def test_what_is_booked_for_no_order_is_a_break(scratch_database: DatabaseUrls) -> None:
     """The ledger has a pay-in, and no order says so. Accepted, it is no new break."""
     lines = [
